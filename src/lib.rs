@@ -1,0 +1,14 @@
+//! leasehold: node-local secrets delivery for Kubernetes.
+//!
+//! Data flows one way through the rooms: edge ([`provider`]), [`spec`], [`policy`], core ([`lifecycle`]),
+//! shell ([`volume`]), [`render`], [`projection`]. [`backend`] is what the shell talks to. The core and
+//! everything before it is pure; only the shell performs requests, and only [`projection`] writes files.
+
+pub mod backend;
+pub mod clock;
+pub mod policy;
+pub mod projection;
+pub mod render;
+pub mod secret;
+pub mod spec;
+pub mod volume;

@@ -1,0 +1,1 @@
+//! The mount table: parsing /proc/self/mountinfo, and waking when it changes.

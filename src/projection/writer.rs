@@ -1,0 +1,1 @@
+//! The atomic writer: the kubelet's `..data` layout, in one short burst.

@@ -1,0 +1,178 @@
+//! What a user asks for, parsed and typed; pure. Nothing here reads a file, a clock or the network.
+//!
+//! `parameters` reads SecretProviderClass parameters (compatible with the vault and openbao providers),
+//! `object` one entry of `objects`, `path` the two kinds of path: the file's and the API's.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+pub use object::{Encoding, Object, SecretRequest};
+pub use path::{ApiPath, ObjectPath};
+
+pub mod object;
+pub mod parameters;
+pub mod path;
+
+/// Which of our sockets a request came in by: it decides parameter prefixes and the default audience.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProviderName {
+    /// Our own name; reads the vault spelling of parameters.
+    Leasehold,
+    /// hashicorp/vault-csi-provider.
+    Vault,
+    /// openbao/openbao-csi-provider.
+    Openbao,
+}
+
+impl ProviderName {
+    /// The name as a SecretProviderClass writes it in `spec.provider`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Leasehold => "leasehold",
+            Self::Vault => "vault",
+            Self::Openbao => "openbao",
+        }
+    }
+}
+
+impl fmt::Display for ProviderName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The pod that the kubelet names in a Mount. Its fields cannot be set by the pod's author.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct PodIdentity {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `spec.serviceAccountName`.
+    pub service_account: String,
+}
+
+/// TLS towards one server. Paths are in this process's own filesystem and pass policy before they are opened.
+#[derive(
+    Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+pub struct TlsSpec {
+    /// PEM bundle of the authorities to trust; replaces the system's.
+    pub ca_cert: Option<String>,
+    /// Folder of PEM files to trust; replaces the system's.
+    pub ca_directory: Option<String>,
+    /// Name to ask for and to verify, when it is not the address's host.
+    pub server_name: Option<String>,
+    /// PEM client certificate chain.
+    pub client_cert: Option<String>,
+    /// PEM key of `client_cert`.
+    pub client_key: Option<String>,
+    /// Do not verify the server. Refused unless the operator allows it.
+    pub skip_verify: bool,
+}
+
+/// Where requests go: everything that selects a connection, and the Vault namespace on it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Connection {
+    /// `https://host:port`, `http://…` or `unix:///path`, without a trailing slash.
+    pub address: String,
+    /// Vault namespace without slashes at its ends; empty for the root.
+    pub namespace: String,
+    /// TLS settings.
+    pub tls: TlsSpec,
+}
+
+/// How to log in: `POST auth/<mount>/login` with `role` and the pod's ServiceAccount token. The kubernetes
+/// and jwt methods take the same request; which one answered is seen in the answer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct LoginSpec {
+    /// Path of the auth mount without `auth/`, canonical.
+    pub mount: ApiPath,
+    /// Role on that mount.
+    pub role: String,
+    /// Audience of the ServiceAccount token to log in with.
+    pub audience: String,
+}
+
+/// Permission bits of a file: within 0777.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct FileMode(u32);
+
+impl FileMode {
+    /// What the driver asks for when nobody says otherwise.
+    pub const DEFAULT: Self = Self(0o644);
+
+    /// `bits`, if none is outside 0777: setuid in a tmpfs mounted without nosuid is an escalation.
+    pub const fn new(bits: u32) -> Option<Self> {
+        if bits & !0o777 == 0 { Some(Self(bits)) } else { None }
+    }
+
+    /// The bits.
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+/// Numeric owner of a file; `None` leaves it root's.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+pub struct FileOwner {
+    /// User id.
+    pub uid: Option<u32>,
+    /// Group id.
+    pub gid: Option<u32>,
+}
+
+/// When an object without a lease is read again (External Secrets Operator's meanings).
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+pub enum RefreshPolicy {
+    /// Every refresh interval.
+    #[default]
+    Periodic,
+    /// Never after the first time.
+    CreatedOnce,
+    /// Only when the SecretProviderClass changes or someone asks.
+    OnChange,
+}
+
+/// Everything one volume asks for: the unit of planning, policy and rendering.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct VolumeSpec {
+    /// Where to.
+    pub connection: Connection,
+    /// As whom.
+    pub login: LoginSpec,
+    /// What, in the order given; names are unique and do not clash.
+    pub objects: Vec<Object>,
+    /// Mode of files whose object names none.
+    pub default_mode: FileMode,
+}
+
+impl VolumeSpec {
+    /// The distinct requests of all objects: two keys of one credential are one read.
+    pub fn requests(&self) -> BTreeMap<DependencyId, &SecretRequest> {
+        self.objects.iter().map(|object| (object.request.id(), &object.request)).collect()
+    }
+}
+
+/// Names a distinct request of a volume: a digest over method, path, query and arguments.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct DependencyId(pub [u8; 16]);
+
+impl fmt::Debug for DependencyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&data_encoding::HEXLOWER.encode(&self.0[..4]))
+    }
+}
+
+/// How long a replaced credential lives on beside its successor. Long enough for an application that
+/// reads the file at each connect; short enough that two never pile up.
+pub const DEFAULT_OVERLAP: Duration = Duration::from_secs(30);
+
+/// How often a KV value is checked unless an object says otherwise: the field's common default.
+pub const DEFAULT_REFRESH: Duration = Duration::from_secs(300);

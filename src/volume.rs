@@ -1,0 +1,135 @@
+//! The shell around the core: one worker task that owns every volume of the node, performs what the core
+//! decides, keeps secret bytes only as long as needed, and journals.
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Instant};
+
+use crate::{
+    secret::SecretString,
+    spec::{PodIdentity, ProviderName, VolumeSpec},
+};
+
+/// Names a volume: the target path on the host, as the kubelet chose it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct VolumeKey(PathBuf);
+
+impl VolumeKey {
+    /// A key for `path`, which the edge has checked to be a volume of the kubelet's.
+    pub fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// The target path.
+    pub fn path(&self) -> &std::path::Path {
+        &self.0
+    }
+}
+
+impl fmt::Display for VolumeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.display().fmt(f)
+    }
+}
+
+/// A pod's ServiceAccount token with what its own claims say.
+#[derive(Clone, Debug)]
+pub struct ServiceAccountToken {
+    /// The JWT.
+    pub jwt: SecretString,
+    /// `kubernetes.io.serviceaccount.uid`; part of a shared session's key.
+    pub service_account_uid: String,
+    /// `exp`, wall time in seconds since the epoch; `None` for a legacy token without one.
+    pub expires_at: Option<u64>,
+    /// `iat` (or `nbf`), wall time in seconds.
+    pub issued_at: Option<u64>,
+}
+
+/// A Mount, parsed and checked by the edge.
+#[derive(Clone, Debug)]
+pub struct MountCommand {
+    /// Where.
+    pub key: VolumeKey,
+    /// For whom, as the kubelet names the pod.
+    pub pod: PodIdentity,
+    /// By which socket.
+    pub provider: ProviderName,
+    /// Name of the SecretProviderClass, for logs, `ls` and errors.
+    pub class: String,
+    /// What is asked for, already allowed by policy; or why it cannot be had. A live volume survives the latter.
+    pub plan: Result<Arc<VolumeSpec>, MountFailure>,
+    /// Digest of the merged attributes without tokens: equal digests ask for the same.
+    pub attributes_digest: [u8; 32],
+    /// The token for the plan's audience, or why there is none.
+    pub token: Result<ServiceAccountToken, MountFailure>,
+    /// The answer is due by then: the earlier of 90 s and the call's own time-out less 8 s.
+    pub deadline: Instant,
+}
+
+/// One file for the driver to write, in driver-written mode.
+#[derive(Clone, Debug)]
+pub struct DriverFile {
+    /// Path within the volume.
+    pub path: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// Contents.
+    pub contents: crate::secret::SecretBytes,
+}
+
+/// The answer to a Mount that succeeded.
+#[derive(Clone, Debug, Default)]
+pub struct MountAnswer {
+    /// Object name and version, at least one.
+    pub versions: Vec<(String, String)>,
+    /// For the driver to write; empty when we wrote, or when nothing changed.
+    pub files: Vec<DriverFile>,
+}
+
+/// Why a Mount failed, as the pod's events show it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct MountFailure {
+    /// Class, for the wire and for metrics.
+    pub kind: FailureKind,
+    /// One line for the person who reads the pod's events.
+    pub message: String,
+}
+
+/// Classes of failed Mounts. The edge maps each to a *final* gRPC code (Unavailable, DeadlineExceeded,
+/// ResourceExhausted, Aborted and Canceled make driver 1.6.0 start the pod on an empty directory).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FailureKind {
+    /// The SecretProviderClass or the request is wrong: INVALID_ARGUMENT.
+    InvalidArgument,
+    /// Policy or Vault refuses: PERMISSION_DENIED.
+    PermissionDenied,
+    /// Nothing at the path: NOT_FOUND.
+    NotFound,
+    /// The node is not as it must be (no tmpfs, no token for the audience): FAILED_PRECONDITION.
+    FailedPrecondition,
+    /// Everything that may pass: Vault down, out of time, a shutdown, a panic: INTERNAL.
+    Internal,
+}
+
+impl MountFailure {
+    /// A failure of `kind` that says `message`.
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
+
+/// Handle to the one worker; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct VolumeManager {}
+
+impl VolumeManager {
+    /// Asks for a volume to be what the command says, and waits for the outcome. Dropping the future leaves
+    /// the work in flight; a retry with the same attributes joins it.
+    ///
+    /// # Errors
+    /// What the pod's events should say; never a reason to retry in this process.
+    pub async fn mount(&self, command: MountCommand) -> Result<MountAnswer, MountFailure> {
+        let _ = command;
+        Err(MountFailure::new(FailureKind::Internal, "the worker has stopped"))
+    }
+}
