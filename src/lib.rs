@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod clock;
+pub mod lifecycle;
 pub mod policy;
 pub mod projection;
 pub mod render;

@@ -11,12 +11,12 @@ use crate::{
 /// Names a volume: the target path on the host, as the kubelet chose it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
-pub struct VolumeKey(PathBuf);
+pub struct VolumeKey(Arc<std::path::Path>);
 
 impl VolumeKey {
     /// A key for `path`, which the edge has checked to be a volume of the kubelet's.
     pub fn new(path: PathBuf) -> Self {
-        Self(path)
+        Self(path.into())
     }
 
     /// The target path.
