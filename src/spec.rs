@@ -11,6 +11,7 @@ pub use path::{ApiPath, ObjectPath};
 pub mod object;
 pub mod parameters;
 pub mod path;
+pub mod yaml;
 
 /// Which of our sockets a request came in by: it decides parameter prefixes and the default audience.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
