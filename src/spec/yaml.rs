@@ -28,11 +28,11 @@ const MAX_COPIED: usize = 4 << 20;
 /// Why a document cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct YamlError {
+pub(crate) struct YamlError {
     /// Line in the document, from 1, when known.
-    pub line: Option<u64>,
+    pub(crate) line: Option<u64>,
     /// What is wrong; no value of the document.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 impl YamlError {
