@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{ApiPath, DependencyId, FileMode, FileOwner, ObjectPath, RefreshPolicy};
 
+pub(super) mod reader;
+
 /// HTTP methods a secret may be read with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Method {
