@@ -18,9 +18,9 @@ use std::{
 
 use backoff::{Backoff, Jitter, Pace};
 pub use message::{Action, Event};
-use message::{CallId, Lane, Note, OpId, PlanId, Request};
-use session::{Identity, Session, SessionId, SessionState};
-use volume::{Mode, Phase, Volume};
+use message::{Lane, Note, OpId, PlanId, Request};
+use session::{Identity, Session, SessionId};
+use volume::Volume;
 
 use crate::{
     backend::{BackendError, FailureClass},
@@ -250,6 +250,36 @@ impl Lifecycle {
     /// When something is due for a volume, and what: for `ls`.
     pub fn next_action(&self, key: &VolumeKey) -> Option<(BootTime, String)> {
         self.describe_next(key)
+    }
+
+    /// Removes a volume whose handling panicked, and nothing else: its files stay, its session is given up.
+    pub fn quarantine(&mut self, key: &VolumeKey, now: BootTime) {
+        self.forget_volume(key, now);
+    }
+
+    /// The volume that an event is about, where it is about one.
+    pub fn volume_of(&self, event: &Event) -> Option<VolumeKey> {
+        let op = match event {
+            Event::Mount(mount) => return Some(mount.key.clone()),
+            Event::Rendered(plan, _) | Event::Swapped(plan, _) | Event::Answered(plan, _) => {
+                return Some(plan.key.clone());
+            }
+            Event::Unmounted(key) | Event::PodGone(key) => return Some(key.clone()),
+            Event::Refresh(key) => return key.clone(),
+            Event::LoggedIn(op, _)
+            | Event::Fetched(op, _)
+            | Event::Renewed(op, _)
+            | Event::Revoked(op, _) => op,
+            Event::TimeJumped => return None,
+        };
+        match self.ops.get(op)? {
+            Op::Need(plan, ..) => Some(plan.key.clone()),
+            Op::Check(key, ..) | Op::RenewLease(key, ..) => Some(key.clone()),
+            Op::Login(session)
+            | Op::RenewSession(session)
+            | Op::RevokeSession(session)
+            | Op::RevokeLease(session, ..) => self.sessions.get(session)?.users.first().cloned(),
+        }
     }
 
     /// Brings back what a former process recorded in this boot. Volumes whose mount is gone are reported by

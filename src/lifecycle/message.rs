@@ -111,6 +111,8 @@ pub enum SwapOutcome {
     Unpublishing,
     /// The mount is gone, or is another one now.
     Gone,
+    /// Every caller went away before the write began.
+    Unwanted,
     /// The write failed: no space, or the volume is not as it must be.
     Failed(String),
 }
@@ -194,8 +196,17 @@ pub enum Action {
     Supply(OpId, PlanId, DependencyId),
     /// Render a plan from the values held for the volume and those supplied to the plan.
     Render(PlanId, Arc<VolumeSpec>),
-    /// Write what was rendered. `previous`: the version folder we last wrote there.
-    Swap(PlanId, Option<String>),
+    /// Write what was rendered.
+    Swap {
+        /// Which plan.
+        plan: PlanId,
+        /// The version folder we last wrote there.
+        previous: Option<String>,
+        /// Whether the versions, and so the contents, equal those on disk.
+        unchanged: bool,
+        /// Who waits: nothing is written for callers who all went away.
+        callers: Vec<CallId>,
+    },
     /// Answer calls: with a plan's versions, and its rendered files where the driver writes.
     Answer {
         /// Who.

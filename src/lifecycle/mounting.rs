@@ -706,6 +706,7 @@ impl Lifecycle {
                 let mode = volume.mode;
                 let hold = volume.hold_until.filter(|until| now < *until);
                 let mounted = volume.mounted;
+                let live = volume.is_live();
                 let installed = volume.installed.as_ref();
                 let unchanged = installed.is_some_and(|installed| installed.versions == versions);
                 let previous = installed.and_then(|installed| installed.version_dir.clone());
@@ -716,10 +717,14 @@ impl Lifecycle {
                 match mode {
                     Mode::ProviderWritten if !mounted => attempt.phase = Phase::Waiting(None),
                     Mode::ProviderWritten if hold.is_some() => attempt.phase = Phase::Waiting(hold),
+                    // Nobody waits for a first mount any more: the driver is unmounting it.
+                    Mode::ProviderWritten if !live && !waits => attempt.phase = Phase::Waiting(None),
                     Mode::ProviderWritten => {
                         attempt.phase = Phase::Swapping;
+                        let callers = attempt.calls.iter().map(|call| call.id).collect();
                         self.dirty_volumes.insert(key.clone());
-                        self.actions.push_back(Action::Swap(plan.clone(), previous));
+                        let plan = plan.clone();
+                        self.actions.push_back(Action::Swap { plan, previous, unchanged, callers });
                     }
                     Mode::DriverWritten if waits => self.deliver(&key),
                     Mode::DriverWritten if unchanged => self.commit(&key, now),
@@ -796,6 +801,11 @@ impl Lifecycle {
                     "the volume was unmounted while its files were being written",
                 );
                 self.answer_all(&key, failure);
+                self.grace(&key, now);
+            }
+            SwapOutcome::Unwanted => {
+                attempt.phase = Phase::Waiting(live.then(|| now + UNPUBLISH_HOLD));
+                attempt.calls.clear();
                 self.grace(&key, now);
             }
             SwapOutcome::Failed(message) => self.fail(&key, local_failure(message), None, now),

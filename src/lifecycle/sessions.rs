@@ -687,11 +687,10 @@ impl Lifecycle {
     pub(super) fn settle_sessions(&mut self, now: BootTime) {
         for (key, volume) in &self.volumes {
             let installed = volume.installed.as_ref().filter(|_| volume.refused.is_none());
-            for id in installed.map(|installed| installed.session) {
-                if let Some(record) = self.sessions.get_mut(&id) {
-                    record.users.insert(key.clone());
-                    record.idle_since = None;
-                }
+            let record = installed.and_then(|installed| self.sessions.get_mut(&installed.session));
+            if let Some(record) = record {
+                record.users.insert(key.clone());
+                record.idle_since = None;
             }
         }
         let idle: Vec<(SessionId, bool)> = self
