@@ -7,10 +7,14 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 pub use object::{Encoding, Object, SecretRequest};
 pub use path::{ApiPath, ObjectPath};
+pub use problem::{SpecError, Warning};
 
 pub mod object;
 pub mod parameters;
 pub mod path;
+pub mod problem;
+pub(crate) mod values;
+pub(crate) mod yaml;
 
 /// Which of our sockets a request came in by: it decides parameter prefixes and the default audience.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -25,6 +29,15 @@ pub enum ProviderName {
 }
 
 impl ProviderName {
+    /// Audience of the ServiceAccount token when the parameters name none: the incumbents' own. `leasehold`
+    /// shares the one of `vault`, so that one entry in the CSIDriver's tokenRequests serves both.
+    pub const fn default_audience(self) -> &'static str {
+        match self {
+            Self::Leasehold | Self::Vault => "vault",
+            Self::Openbao => "openbao",
+        }
+    }
+
     /// The name as a SecretProviderClass writes it in `spec.provider`.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -173,6 +186,9 @@ impl fmt::Debug for DependencyId {
 /// How long a replaced credential lives on beside its successor. Long enough for an application that
 /// reads the file at each connect; short enough that two never pile up.
 pub const DEFAULT_OVERLAP: Duration = Duration::from_secs(30);
+
+/// The shortest refresh interval: below, polling costs more than it tells.
+pub const MIN_REFRESH: Duration = Duration::from_secs(5);
 
 /// How often a KV value is checked unless an object says otherwise: the field's common default.
 pub const DEFAULT_REFRESH: Duration = Duration::from_secs(300);

@@ -1,8 +1,54 @@
 //! SecretProviderClass parameters and pod volumeAttributes, merged by the driver, to a [`super::VolumeSpec`].
+//!
+//! Names, defaults and error texts are those of vault-csi-provider and openbao-csi-provider, so that their
+//! manifests work without an edit. What those providers ignore in silence is ignored here with a warning.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{FileMode, ProviderName, TlsSpec, VolumeSpec};
+pub use super::problem::{SpecError, Warning};
+use super::{
+    ApiPath, Connection, FileMode, FileOwner, LoginSpec, Object, ProviderName, TlsSpec, VolumeSpec,
+    object::reader::{self, Entry},
+    problem::Findings,
+    values,
+    yaml::{Kind, Node},
+};
+
+#[cfg(test)]
+mod tests;
+
+/// Objects of one volume. The largest real volumes have hundreds; each is a file and maybe a request.
+pub const MAX_OBJECTS: usize = 10_000;
+
+/// Bytes of the `objects` parameter: etcd's default limit of a request, which no SecretProviderClass that
+/// an API server stores can exceed.
+pub const MAX_OBJECTS_TEXT: usize = 1_572_864;
+
+/// Everything after a provider's prefix: `Address` is `vaultAddress`, `baoAddress`, `openbaoAddress`.
+const SUFFIXES: [&str; 10] = [
+    "Address",
+    "Namespace",
+    "CACertPath",
+    "CADirectory",
+    "TLSServerName",
+    "TLSClientCertPath",
+    "TLSClientKeyPath",
+    "KubernetesMountPath",
+    "AuthMountPath",
+    "SkipTLSVerify",
+];
+
+/// Parameters without a prefix. `secretProviderClass` is the driver's own.
+const PLAIN: [&str; 6] = ["roleName", "audience", "objects", "fileOwner", "fileGroup", "secretProviderClass"];
+
+/// Found in old manifests; vault-csi-provider ignores them in silence. With what to use instead.
+const IGNORED: [(&str, &str); 5] = [
+    ("vaultCAPem", "put the certificate into the agent's TLS folder and name it in vaultCACertPath"),
+    ("kubernetesServiceAccountPath", "the token comes from the driver"),
+    ("KubernetesServiceAccountPath", "the token comes from the driver"),
+    ("objectPath", "use secretPath within objects"),
+    ("objectVersion", "use ?version=N in secretPath"),
+];
 
 /// What a parameter falls back to: this process's flags and environment, for one provider name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,20 +72,302 @@ pub struct Parsed {
     pub warnings: Vec<String>,
 }
 
-/// Why parameters are refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SpecError {}
+/// Everything there is to say about a SecretProviderClass.
+#[derive(Clone, Debug)]
+pub struct Collected {
+    /// What is asked for, unless there are errors.
+    pub spec: Option<VolumeSpec>,
+    /// Every reason to refuse it, in order of their gravity to upstream.
+    pub errors: Vec<SpecError>,
+    /// Everything strange.
+    pub warnings: Vec<Warning>,
+}
 
 /// Reads the merged attributes of a Mount, or the parameters of a SecretProviderClass.
 ///
 /// # Errors
-/// Names the object, the field and the line where there is one.
+/// The first of [`collect`]'s errors. Names the object, the field and the line where there is one.
 pub fn parse(
     provider: ProviderName,
     attributes: &BTreeMap<String, String>,
     default_mode: FileMode,
     defaults: &Defaults,
 ) -> Result<Parsed, SpecError> {
-    let _ = (provider, attributes, default_mode, defaults);
-    unimplemented!("replaced in the next commits")
+    let Collected { spec, errors, warnings } = collect(provider, attributes, default_mode, defaults);
+    match (spec, errors.into_iter().next()) {
+        (_, Some(error)) => Err(error),
+        (Some(spec), None) => {
+            Ok(Parsed { spec, warnings: warnings.iter().map(Warning::to_string).collect() })
+        }
+        (None, None) => Err(SpecError::NoObjects),
+    }
+}
+
+/// Reads like [`parse`], and goes on after an error: for `check`, which shows all of them.
+pub fn collect(
+    provider: ProviderName,
+    attributes: &BTreeMap<String, String>,
+    default_mode: FileMode,
+    defaults: &Defaults,
+) -> Collected {
+    let mut reader = Reader { provider, attributes, findings: Findings::default() };
+    reader.warn_unknown();
+    let login = reader.login(defaults);
+    let connection = reader.connection(defaults);
+    let owner = reader.owner();
+    let objects = reader.objects(owner);
+    let Findings { errors, warnings } = reader.findings;
+    let spec = match (login, connection, objects) {
+        (Some(login), Some(connection), Some(objects)) if errors.is_empty() => {
+            Some(VolumeSpec { connection, login, objects, default_mode })
+        }
+        _ => None,
+    };
+    Collected { spec, errors, warnings }
+}
+
+/// Parameter prefixes of a provider, first found wins.
+const fn prefixes(provider: ProviderName) -> &'static [&'static str] {
+    match provider {
+        ProviderName::Leasehold | ProviderName::Vault => &["vault"],
+        ProviderName::Openbao => &["bao", "openbao", "vault"],
+    }
+}
+
+struct Reader<'a> {
+    provider: ProviderName,
+    attributes: &'a BTreeMap<String, String>,
+    findings: Findings,
+}
+
+impl<'a> Reader<'a> {
+    /// A parameter by its suffix: the first prefix that is present.
+    fn present(&self, suffix: &str) -> Option<(String, &'a str)> {
+        prefixes(self.provider).iter().find_map(|prefix| {
+            let name = format!("{prefix}{suffix}");
+            self.attributes.get(&name).map(|value| (name, value.as_str()))
+        })
+    }
+
+    /// A parameter by its suffix: the first prefix that is not empty.
+    fn given(&self, suffix: &str) -> Option<(String, String)> {
+        prefixes(self.provider).iter().find_map(|prefix| {
+            let name = format!("{prefix}{suffix}");
+            let value = self.attributes.get(&name).filter(|value| !value.is_empty())?;
+            Some((name, value.clone()))
+        })
+    }
+
+    fn value(&self, suffix: &str) -> Option<String> {
+        self.given(suffix).map(|(_, value)| value)
+    }
+
+    fn warn_unknown(&mut self) {
+        let mut known: BTreeSet<String> = PLAIN.iter().map(|&name| name.to_owned()).collect();
+        for prefix in prefixes(self.provider) {
+            known.extend(SUFFIXES.iter().map(|suffix| format!("{prefix}{suffix}")));
+        }
+        if self.provider == ProviderName::Openbao {
+            known.extend(prefixes(self.provider).iter().map(|prefix| format!("{prefix}RoleName")));
+        }
+        for name in self.attributes.keys() {
+            // The driver's and the kubelet's own.
+            if known.contains(name) || name.starts_with("csi.storage.k8s.io/") {
+                continue;
+            }
+            let message = match IGNORED.iter().find(|(ignored, _)| ignored == name) {
+                Some((_, instead)) => {
+                    format!("parameter {name} is ignored, as vault-csi-provider ignores it: {instead}")
+                }
+                None => {
+                    let near = values::nearest(name, known.iter().map(String::as_str));
+                    let hint = near.map(|near| format!(", did you mean {near}?")).unwrap_or_default();
+                    format!("unknown parameter {name:?} is ignored{hint}")
+                }
+            };
+            self.findings.warn(name, None, message);
+        }
+    }
+
+    fn login(&mut self, defaults: &Defaults) -> Option<LoginSpec> {
+        let prefixed = match self.provider {
+            ProviderName::Openbao => self.value("RoleName"),
+            ProviderName::Leasehold | ProviderName::Vault => None,
+        };
+        let plain = || self.attributes.get("roleName").cloned().filter(|role| !role.is_empty());
+        let role = prefixed.or_else(plain);
+        if role.is_none() {
+            self.findings.error(SpecError::MissingRole);
+        }
+        if let (Some((kubernetes, _)), Some((auth, _))) =
+            (self.present("KubernetesMountPath"), self.present("AuthMountPath"))
+        {
+            self.findings.error(SpecError::BothMounts { kubernetes, auth });
+        }
+        let (name, mount) = self
+            .given("AuthMountPath")
+            .or_else(|| self.given("KubernetesMountPath"))
+            .unwrap_or_else(|| (self.name("AuthMountPath"), defaults.auth_mount.clone()));
+        let mount = ApiPath::parse_mount(&mount)
+            .map_err(|error| self.findings.parameter_error(&name, format_args!("the path {error}")));
+        let audience = self.attributes.get("audience").filter(|audience| !audience.is_empty());
+        let audience = audience.map_or(self.provider.default_audience(), String::as_str).to_owned();
+        Some(LoginSpec { mount: mount.ok()?, role: role?, audience })
+    }
+
+    /// The preferred spelling of a parameter, for messages.
+    fn name(&self, suffix: &str) -> String {
+        format!("{}{suffix}", prefixes(self.provider)[0])
+    }
+
+    fn connection(&mut self, defaults: &Defaults) -> Option<Connection> {
+        let address = self.value("Address").or_else(|| defaults.address.clone().filter(|own| !own.is_empty()));
+        let address = address.map(|address| address.trim().trim_end_matches('/').to_owned());
+        if address.is_none() {
+            let parameter = match self.provider {
+                ProviderName::Leasehold | ProviderName::Vault => "vaultAddress",
+                ProviderName::Openbao => "baoAddress",
+            };
+            self.findings.error(SpecError::MissingAddress { parameter });
+        }
+        let (name, namespace) = self
+            .given("Namespace")
+            .unwrap_or_else(|| (self.name("Namespace"), defaults.namespace.clone()));
+        let namespace = match namespace.trim_matches('/') {
+            // The server's own name of the root namespace.
+            "" | "root" => Some(String::new()),
+            _ => match ApiPath::parse_mount(&namespace) {
+                Ok(path) => Some(path.as_str().to_owned()),
+                Err(error) => {
+                    self.findings.parameter_error(&name, format_args!("the namespace {error}"));
+                    None
+                }
+            },
+        };
+        let tls = self.tls(&defaults.tls);
+        Some(Connection { address: address?, namespace: namespace?, tls: tls? })
+    }
+
+    // Each group is taken as a whole from the parameters or from the defaults: half of one and half of the
+    // other would trust what nobody meant, or pair a certificate with another's key.
+    fn tls(&mut self, defaults: &TlsSpec) -> Option<TlsSpec> {
+        let (ca_cert, ca_directory) = match (self.value("CACertPath"), self.value("CADirectory")) {
+            (None, None) => (defaults.ca_cert.clone(), defaults.ca_directory.clone()),
+            own => own,
+        };
+        let (client_cert, client_key) = match (self.value("TLSClientCertPath"), self.value("TLSClientKeyPath")) {
+            (None, None) => (defaults.client_cert.clone(), defaults.client_key.clone()),
+            own => own,
+        };
+        if client_cert.is_some() != client_key.is_some() {
+            let (given, other) = match client_cert {
+                Some(_) => ("TLSClientCertPath", "TLSClientKeyPath"),
+                None => ("TLSClientKeyPath", "TLSClientCertPath"),
+            };
+            let given = self.given(given).map_or_else(|| self.name(given), |(name, _)| name);
+            self.findings.parameter_error(&given, format_args!("needs {} beside it", self.name(other)));
+            return None;
+        }
+        let skip_verify = match self.present("SkipTLSVerify") {
+            None => defaults.skip_verify,
+            Some((name, text)) => match values::boolean(text) {
+                Ok(skip) => skip,
+                Err(reason) => {
+                    self.findings.parameter_error(&name, reason);
+                    return None;
+                }
+            },
+        };
+        let server_name = self.value("TLSServerName").or_else(|| defaults.server_name.clone());
+        Some(TlsSpec { ca_cert, ca_directory, server_name, client_cert, client_key, skip_verify })
+    }
+
+    fn owner(&mut self) -> Option<FileOwner> {
+        let given = |name| self.attributes.get(name).filter(|value| !value.is_empty());
+        let owner = given("fileOwner").map(|text| values::owner(text));
+        let group = given("fileGroup").map(|text| values::id(text));
+        let mut found = FileOwner::default();
+        match owner {
+            Some(Ok(owner)) => found = owner,
+            Some(Err(reason)) => self.findings.parameter_error("fileOwner", reason),
+            None => {}
+        }
+        match group {
+            Some(Ok(_)) if found.gid.is_some() => {
+                self.findings.parameter_error("fileGroup", "the group is given in fileOwner already");
+            }
+            Some(Ok(gid)) => found.gid = Some(gid),
+            Some(Err(reason)) => self.findings.parameter_error("fileGroup", reason),
+            None => {}
+        }
+        (found != FileOwner::default()).then_some(found)
+    }
+
+    fn objects(&mut self, owner: Option<FileOwner>) -> Option<Vec<Object>> {
+        let text = self.attributes.get("objects").map(String::as_str).unwrap_or_default();
+        if text.len() > MAX_OBJECTS_TEXT {
+            let reason = format!("has {} bytes, more than {MAX_OBJECTS_TEXT}", text.len());
+            self.findings.error(SpecError::Objects { line: None, reason });
+            return None;
+        }
+        let node = match Node::parse(text) {
+            Ok(node) => node,
+            Err(error) => {
+                self.findings.error(SpecError::Objects { line: error.line, reason: error.message });
+                return None;
+            }
+        };
+        let items = match &node.kind {
+            Kind::Null => &[][..],
+            Kind::List(items) => items,
+            _ => {
+                let reason = if node.get("array").is_some() {
+                    "is in the form of vault-csi-provider's first releases, which nothing reads any more: \
+                     remove the line \"array:\" and write each entry as a mapping in a list"
+                        .to_owned()
+                } else {
+                    format!("is {}, expected a list of objects", node.describe())
+                };
+                self.findings.error(SpecError::Objects { line: Some(node.line), reason });
+                return None;
+            }
+        };
+        if items.is_empty() {
+            self.findings.error(SpecError::NoObjects);
+        }
+        if items.len() > MAX_OBJECTS {
+            let reason = format!("has {} entries, more than {MAX_OBJECTS}", items.len());
+            self.findings.error(SpecError::Objects { line: None, reason });
+            return None;
+        }
+        let findings = &mut self.findings;
+        let entries: Vec<Entry> = items
+            .iter()
+            .enumerate()
+            .filter_map(|(index, item)| reader::read(item, index, owner, findings))
+            .collect();
+        check_names(&entries, findings);
+        Some(entries.into_iter().map(|entry| entry.object).collect())
+    }
+}
+
+fn check_names(entries: &[Entry], findings: &mut Findings) {
+    let mut seen = BTreeSet::new();
+    let repeated: Vec<&Entry> = entries.iter().filter(|entry| !seen.insert(entry.object.name.as_str())).collect();
+    if let Some(first) = repeated.first() {
+        let names = repeated.iter().map(|entry| entry.object.name.as_str().to_owned()).collect();
+        findings.error(SpecError::DuplicateNames { names, line: first.line });
+    }
+    for entry in entries {
+        let name = entry.object.name.as_str();
+        let mut parents = name.match_indices('/').map(|(end, _)| &name[..end]);
+        if let Some(file) = parents.find(|parent| seen.contains(parent)) {
+            findings.error(SpecError::Object {
+                object: format!("{name:?}"),
+                field: "objectName",
+                line: entry.line,
+                reason: format!("{file:?} is the file of another object and cannot be a folder too"),
+            });
+        }
+    }
 }

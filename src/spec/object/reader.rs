@@ -1,0 +1,265 @@
+//! Reads one entry of `objects`.
+
+use std::time::Duration;
+
+use super::{Encoding, Method, Object, SecretRequest};
+use crate::spec::{
+    ApiPath, DEFAULT_OVERLAP, FileMode, FileOwner, MIN_REFRESH, ObjectPath, RefreshPolicy, SpecError,
+    problem::Findings,
+    values,
+    yaml::{Kind, Node},
+};
+
+/// Fields of an object, as manifests spell them.
+const KNOWN: [&str; 12] = [
+    "objectName",
+    "secretPath",
+    "secretKey",
+    "method",
+    "secretArgs",
+    "filePermission",
+    "encoding",
+    "overlap",
+    "refreshInterval",
+    "refreshPolicy",
+    "fileOwner",
+    "fileGroup",
+];
+
+/// Fields of vault-csi-provider's first releases, found in old manifests, that it no longer reads.
+const IGNORED: [&str; 2] = ["objectPath", "objectVersion"];
+
+/// The owner that the volume's parameters give to objects without one of their own.
+pub(in crate::spec) type VolumeOwner = Option<FileOwner>;
+
+/// An object and the line of its entry within `objects`.
+pub(in crate::spec) struct Entry {
+    pub(in crate::spec) object: Object,
+    pub(in crate::spec) line: u64,
+}
+
+/// Reads entry `index` (from 0). `None` means that an error went to `findings`.
+pub(in crate::spec) fn read(
+    node: &Node,
+    index: usize,
+    owner: VolumeOwner,
+    findings: &mut Findings,
+) -> Option<Entry> {
+    let name = node.get("objectName").and_then(Node::as_text).unwrap_or_default();
+    let label = if name.is_empty() { format!("#{}", index + 1) } else { format!("{name:?}") };
+    let mut reader = Reader { node, label, findings, failed: false };
+    let object = reader.object(owner);
+    if reader.failed { None } else { object.map(|object| Entry { object, line: node.line }) }
+}
+
+struct Reader<'a> {
+    node: &'a Node,
+    label: String,
+    findings: &'a mut Findings,
+    failed: bool,
+}
+
+impl<'a> Reader<'a> {
+    fn object(&mut self, volume_owner: VolumeOwner) -> Option<Object> {
+        let Kind::Map(entries) = &self.node.kind else {
+            let reason = format!("entry {} is {}, expected a mapping", self.label, self.node.describe());
+            self.failed = true;
+            self.findings.error(SpecError::Objects { line: Some(self.node.line), reason });
+            return None;
+        };
+        for (key, _) in entries {
+            self.warn_unless_known(key);
+        }
+        // Every field is read before the first failure ends the object, so that all failures show.
+        let name = self.required("objectName");
+        let name = name.and_then(|(text, line)| self.check("objectName", line, ObjectPath::parse(text)));
+        let method = self.method();
+        let args = self.args(method);
+        let path = self.required("secretPath").and_then(|(text, line)| {
+            let (path, query) = text.split_once('?').unwrap_or((text, ""));
+            let path = self.check("secretPath", line, ApiPath::parse(path));
+            path.zip(self.check("secretPath", line, values::query(query)))
+        });
+        let key = self.text("secretKey").map(|(text, _)| text.to_owned());
+        let encoding = self.encoding(key.is_some());
+        let mode = self.mode();
+        let owner = self.owner().or(volume_owner);
+        let overlap = self.duration("overlap").unwrap_or(DEFAULT_OVERLAP);
+        let (refresh_interval, refresh_policy) = self.refresh();
+        let (path, query) = path?;
+        Some(Object {
+            name: name?,
+            request: SecretRequest { method, path, query, args },
+            key,
+            encoding,
+            mode,
+            owner,
+            overlap,
+            refresh_interval,
+            refresh_policy,
+        })
+    }
+
+    fn warn_unless_known(&mut self, key: &Node) {
+        let name = key.as_text().unwrap_or_default();
+        if KNOWN.contains(&name) {
+            return;
+        }
+        let what = if IGNORED.contains(&name) {
+            format!("{name} is ignored, vault-csi-provider does not read it either")
+        } else {
+            let hint = values::nearest(name, KNOWN).map(|near| format!(", did you mean {near}?"));
+            format!("unknown field {name:?} is ignored{}", hint.unwrap_or_default())
+        };
+        self.warn(key.line, &what);
+    }
+
+    fn warn(&mut self, line: u64, what: &str) {
+        let message = format!("object {} (line {line}): {what}", self.label);
+        self.findings.warn("objects", Some(line), message);
+    }
+
+    fn fail(&mut self, field: &'static str, line: u64, reason: impl ToString) {
+        self.failed = true;
+        let (object, reason) = (self.label.clone(), reason.to_string());
+        self.findings.error(SpecError::Object { object, field, line, reason });
+    }
+
+    fn check<T, E: ToString>(&mut self, field: &'static str, line: u64, result: Result<T, E>) -> Option<T> {
+        result.map_err(|reason| self.fail(field, line, reason)).ok()
+    }
+
+    /// A scalar field that is there and not empty; empty is absent, as in Go's structs.
+    fn text(&mut self, field: &'static str) -> Option<(&'a str, u64)> {
+        let value = self.node.get(field)?;
+        match value.as_text() {
+            Some("") => None,
+            Some(text) => Some((text, value.line)),
+            None => {
+                self.fail(field, value.line, format!("is {}, expected text", value.describe()));
+                None
+            }
+        }
+    }
+
+    fn required(&mut self, field: &'static str) -> Option<(&'a str, u64)> {
+        let found = self.text(field);
+        // What is there and no text has been reported.
+        if found.is_none() && self.node.get(field).is_none_or(|value| value.as_text().is_some()) {
+            self.fail(field, self.node.line, "is missing");
+        }
+        found
+    }
+
+    fn method(&mut self) -> Method {
+        let Some((text, line)) = self.text("method") else { return Method::Get };
+        match text.to_ascii_uppercase().as_str() {
+            "GET" => Method::Get,
+            "PUT" => Method::Put,
+            "POST" => Method::Post,
+            _ => {
+                self.fail("method", line, format!("{text:?} does not read a secret, use GET, PUT or POST"));
+                Method::Get
+            }
+        }
+    }
+
+    fn args(&mut self, method: Method) -> Option<String> {
+        let value = self.node.get("secretArgs")?;
+        match &value.kind {
+            Kind::Null => None,
+            Kind::Map(entries) if entries.is_empty() => None,
+            Kind::Map(_) if method == Method::Get => {
+                let what = "secretArgs are ignored: they are the body of a PUT or POST, a GET takes ?name=value \
+                            in secretPath";
+                self.warn(value.line, what);
+                None
+            }
+            Kind::Map(_) => Some(value.to_json().to_string()),
+            _ => {
+                self.fail("secretArgs", value.line, format!("is {}, expected a mapping", value.describe()));
+                None
+            }
+        }
+    }
+
+    fn encoding(&mut self, has_key: bool) -> Encoding {
+        let Some((text, line)) = self.text("encoding") else { return Encoding::default() };
+        let encoding = match text.to_ascii_lowercase().as_str() {
+            "utf-8" => Encoding::Utf8,
+            "base64" => Encoding::Base64,
+            "hex" => Encoding::Hex,
+            _ => {
+                self.fail("encoding", line, "invalid encoding type. Should be utf-8, base64, or hex");
+                Encoding::Utf8
+            }
+        };
+        if encoding != Encoding::Utf8 && !has_key {
+            self.warn(line, "encoding is ignored without a secretKey: the whole response is JSON");
+        }
+        encoding
+    }
+
+    fn mode(&mut self) -> Option<FileMode> {
+        let (text, line) = self.text("filePermission")?;
+        let (mode, warning) = self.check("filePermission", line, values::mode(text))?;
+        if let Some(warning) = warning {
+            self.warn(line, &format!("filePermission: {warning}"));
+        }
+        mode
+    }
+
+    fn owner(&mut self) -> Option<FileOwner> {
+        let mut owner = FileOwner::default();
+        if let Some(value) = self.node.get("fileOwner") {
+            if let Kind::Map(entries) = &value.kind {
+                for (key, value) in entries {
+                    let id = values::id(value.as_text().unwrap_or_default());
+                    let id = self.check("fileOwner", value.line, id);
+                    match key.as_text() {
+                        Some("uid") => owner.uid = id,
+                        Some("gid") => owner.gid = id,
+                        _ => self.fail("fileOwner", key.line, "has fields other than uid and gid"),
+                    }
+                }
+            } else if let Some((text, line)) = self.text("fileOwner") {
+                owner = self.check("fileOwner", line, values::owner(text))?;
+            }
+        }
+        if let Some((text, line)) = self.text("fileGroup") {
+            if owner.gid.is_some() {
+                self.fail("fileGroup", line, "the group is given twice, in fileOwner and in fileGroup");
+            }
+            owner.gid = self.check("fileGroup", line, values::id(text));
+        }
+        (owner != FileOwner::default()).then_some(owner)
+    }
+
+    fn duration(&mut self, field: &'static str) -> Option<Duration> {
+        let (text, line) = self.text(field)?;
+        self.check(field, line, values::duration(text))
+    }
+
+    fn refresh(&mut self) -> (Option<Duration>, RefreshPolicy) {
+        let policy = match self.text("refreshPolicy") {
+            None | Some(("Periodic", _)) => RefreshPolicy::Periodic,
+            Some(("CreatedOnce", _)) => RefreshPolicy::CreatedOnce,
+            Some(("OnChange", _)) => RefreshPolicy::OnChange,
+            Some((text, line)) => {
+                let reason = format!("{text:?} is not one of Periodic, CreatedOnce, OnChange");
+                self.fail("refreshPolicy", line, reason);
+                RefreshPolicy::Periodic
+            }
+        };
+        match self.duration("refreshInterval") {
+            // External Secrets Operator's meaning of 0.
+            Some(Duration::ZERO) if policy == RefreshPolicy::Periodic => (None, RefreshPolicy::CreatedOnce),
+            Some(interval) if interval < MIN_REFRESH && policy == RefreshPolicy::Periodic => {
+                let what = format!("refreshInterval is raised to {MIN_REFRESH:?}, the shortest there is");
+                self.warn(self.node.get("refreshInterval").map_or(self.node.line, |value| value.line), &what);
+                (Some(MIN_REFRESH), policy)
+            }
+            interval => (interval.filter(|_| policy == RefreshPolicy::Periodic), policy),
+        }
+    }
+}

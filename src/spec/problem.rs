@@ -1,0 +1,136 @@
+//! What is wrong or strange about a SecretProviderClass, and where.
+
+use std::fmt;
+
+/// Why parameters are refused. Texts of vault-csi-provider are kept where people know them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// No `roleName`.
+    #[error("missing 'roleName' in SecretProviderClass definition")]
+    MissingRole,
+    /// Both names of one parameter, even if empty.
+    #[error("cannot set both {kubernetes} and {auth}")]
+    BothMounts {
+        /// The older name.
+        kubernetes: String,
+        /// The newer name.
+        auth: String,
+    },
+    /// No `objects`, or an empty list.
+    #[error("no secrets configured - the provider will not read any secret material")]
+    NoObjects,
+    /// Two objects of one name.
+    #[error(
+        "each `objectName` within a SecretProviderClass must be unique, but the following keys were duplicated: {}",
+        names.join(", ")
+    )]
+    DuplicateNames {
+        /// Each repetition, in the order given.
+        names: Vec<String>,
+        /// Line of the first repetition within `objects`.
+        line: u64,
+    },
+    /// Neither a parameter nor a default of the agent.
+    #[error(
+        "no address to read secrets from: set {parameter} in the SecretProviderClass, or the agent's own address"
+    )]
+    MissingAddress {
+        /// The parameter to set.
+        parameter: &'static str,
+    },
+    /// A parameter's value.
+    #[error("parameter {parameter}: {reason}")]
+    Parameter {
+        /// Its name.
+        parameter: String,
+        /// The rule it breaks.
+        reason: String,
+    },
+    /// `objects` as a whole.
+    #[error("parameter objects{}: {reason}", At(*line))]
+    Objects {
+        /// Line within `objects`, when known.
+        line: Option<u64>,
+        /// The rule it breaks.
+        reason: String,
+    },
+    /// One field of one object.
+    #[error("object {object} (line {line}): {field}: {reason}")]
+    Object {
+        /// The quoted `objectName`, or `#n` when it has none.
+        object: String,
+        /// Field of the object.
+        field: &'static str,
+        /// Line within `objects`.
+        line: u64,
+        /// The rule it breaks.
+        reason: String,
+    },
+}
+
+impl SpecError {
+    /// The parameter at fault, if it is a certain one.
+    pub fn parameter(&self) -> Option<&str> {
+        match self {
+            Self::MissingRole | Self::MissingAddress { .. } | Self::NoObjects => None,
+            Self::BothMounts { kubernetes, .. } => Some(kubernetes),
+            Self::Parameter { parameter, .. } => Some(parameter),
+            Self::DuplicateNames { .. } | Self::Objects { .. } | Self::Object { .. } => Some("objects"),
+        }
+    }
+
+    /// The line within that parameter's text, from 1, when known.
+    pub fn line(&self) -> Option<u64> {
+        match self {
+            Self::DuplicateNames { line, .. } | Self::Object { line, .. } => Some(*line),
+            Self::Objects { line, .. } => *line,
+            _ => None,
+        }
+    }
+}
+
+/// Something strange that is no reason to refuse.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// The parameter it is about.
+    pub parameter: String,
+    /// The line within that parameter's text, from 1, when known.
+    pub line: Option<u64>,
+    /// One line.
+    pub message: String,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// Everything found on the way: reading goes on after an error, so that `check` can show all of them.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    pub(super) errors: Vec<SpecError>,
+    pub(super) warnings: Vec<Warning>,
+}
+
+impl Findings {
+    pub(super) fn error(&mut self, error: SpecError) {
+        self.errors.push(error);
+    }
+
+    pub(super) fn parameter_error(&mut self, parameter: &str, reason: impl fmt::Display) {
+        self.error(SpecError::Parameter { parameter: parameter.to_owned(), reason: reason.to_string() });
+    }
+
+    pub(super) fn warn(&mut self, parameter: &str, line: Option<u64>, message: String) {
+        self.warnings.push(Warning { parameter: parameter.to_owned(), line, message });
+    }
+}
+
+struct At(Option<u64>);
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |line| write!(f, " (line {line})"))
+    }
+}
