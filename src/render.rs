@@ -115,7 +115,9 @@ pub enum RenderError {
         len: usize,
     },
     /// All files over [`MAX_PAYLOAD_LEN`].
-    #[error("the volume's objects have more than {MAX_PAYLOAD_LEN} bytes together, split the SecretProviderClass")]
+    #[error(
+        "the volume's objects have more than {MAX_PAYLOAD_LEN} bytes together, split the SecretProviderClass"
+    )]
     PayloadTooLarge,
 }
 

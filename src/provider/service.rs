@@ -317,7 +317,7 @@ impl Provider {
         let audience = match &plan {
             Ok(parsed) => parsed.spec.login.audience.clone(),
             // For the old plan, which goes on: very likely it has the same.
-            Err(_) => audience_of(self.name, &attributes),
+            Err(_) => audience_of(self.name, &attributes).to_owned(),
         };
         let token = tokens
             .and_then(|tokens| tokens.pick(&audience, &pod, clock::wall_now()))
@@ -375,16 +375,11 @@ impl Provider {
 }
 
 /// The audience of parameters that do not parse: what they say, or the provider's default.
-fn audience_of(name: ProviderName, attributes: &BTreeMap<String, String>) -> String {
-    let default = match name {
-        ProviderName::Leasehold | ProviderName::Vault => "vault",
-        ProviderName::Openbao => "openbao",
-    };
+fn audience_of(name: ProviderName, attributes: &BTreeMap<String, String>) -> &str {
     attributes
         .get("audience")
         .filter(|audience| !audience.is_empty())
-        .map_or(default, String::as_str)
-        .to_owned()
+        .map_or(name.default_audience(), String::as_str)
 }
 
 /// A place among the calls in flight, given back on drop.
