@@ -10,6 +10,7 @@ use std::{
 use serde_json::json;
 use tonic::{Code, Request, Response, Status};
 
+use crate::mode;
 use crate::support::{
     bao::{Bao, Shape},
     cluster::{API_AUDIENCE, Cluster, Pod, ReviewFault, rfc3339, sign, sign_with_foreign_key},
@@ -145,9 +146,9 @@ async fn driver_writes_gates_masks_and_unmounts() {
     let (kubelet, volume) = (&bench.kubelet, volume());
     let target = kubelet.target(&volume);
     kubelet.publish(&volume, Some(&class())).await.unwrap();
-    assert_eq!(kubelet.node.metadata(&target.join("user")).permissions_mode(), 0o644);
-    assert_eq!(kubelet.node.metadata(&target.join("deep/key")).permissions_mode(), 0o400);
-    assert_eq!(kubelet.node.metadata(&target).permissions_mode(), 0o1777);
+    assert_eq!(mode(&kubelet.node.metadata(&target.join("user"))), 0o644);
+    assert_eq!(mode(&kubelet.node.metadata(&target.join("deep/key"))), 0o400);
+    assert_eq!(mode(&kubelet.node.metadata(&target)), 0o1777);
     let names = kubelet.node.list(&target).unwrap();
     assert_eq!(names.len(), 4, "{names:?}");
     assert!(names[0].starts_with("..2") && names[1..] == ["..data", "deep", "user"], "{names:?}");
@@ -164,7 +165,7 @@ async fn driver_writes_gates_masks_and_unmounts() {
     kubelet.publish(&volume, Some(&class())).await.unwrap();
     assert_eq!(kubelet.file(&volume, "user"), "u2");
     assert_eq!(kubelet.node.list(&target).unwrap()[2..], [".x", "user"], "`deep` went with its file");
-    assert_eq!(kubelet.node.metadata(&target.join(".x")).permissions_mode(), 0, "mode 0 is taken as it is");
+    assert_eq!(mode(&kubelet.node.metadata(&target.join(".x"))), 0, "mode 0 is taken as it is");
 
     // A descriptor anywhere in the mount keeps it from going, an O_PATH one too: the kernel's doing.
     let folder = target.clone();
@@ -445,14 +446,4 @@ async fn postgres_mints_and_drops_roles() {
         postgres.minted_roles().is_empty().then_some(())
     })
     .await;
-}
-
-trait PermissionsMode {
-    fn permissions_mode(&self) -> u32;
-}
-
-impl PermissionsMode for fs::Metadata {
-    fn permissions_mode(&self) -> u32 {
-        std::os::unix::fs::PermissionsExt::mode(&self.permissions()) & 0o7777
-    }
 }
