@@ -4,12 +4,19 @@
 //! shell ([`volume`]), [`render`], [`projection`]. [`backend`] is what the shell talks to. The core and
 //! everything before it is pure; only the shell performs requests, and only [`projection`] writes files.
 
+pub mod admin;
+pub mod app;
 pub mod backend;
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod lifecycle;
+pub mod metrics;
 pub mod policy;
 pub mod projection;
+pub mod provider;
 pub mod render;
 pub mod secret;
 pub mod spec;
+pub mod telemetry;
 pub mod volume;

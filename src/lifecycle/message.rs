@@ -285,8 +285,26 @@ pub enum Note {
     Silent(Duration),
     /// A granted TTL is so long that a node's reboot leaves orphans for as long.
     LongTtl(Duration),
-    /// No usable ServiceAccount token is held: a login must wait for the next Mount.
-    NoToken,
+}
+
+impl Note {
+    /// Name of the transition, a metric label.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Mounted { .. } => "mounted",
+            Self::Rewritten { .. } => "rewritten",
+            Self::Renewed { .. } => "renewed",
+            Self::Failing { .. } => "failing",
+            Self::EditRejected(_) => "edit-rejected",
+            Self::Refused(_) => "refused",
+            Self::Revoked(_) => "revoked",
+            Self::LeftToExpire { .. } => "left-to-expire",
+            Self::Expired(_) => "expired",
+            Self::Unmounted => "unmounted",
+            Self::Silent(_) => "silent",
+            Self::LongTtl(_) => "long-ttl",
+        }
+    }
 }
 
 impl fmt::Display for Note {
@@ -322,10 +340,6 @@ impl fmt::Display for Note {
                 "a login was granted {}s: a reboot of the node leaves its leases alive for as long; set token_ttl \
                  and token_max_ttl on the role",
                 ttl.as_secs()
-            ),
-            Self::NoToken => f.write_str(
-                "the ServiceAccount token held has expired: logging in waits for the next Mount \
-                 (is enableSecretRotation on in the driver?)",
             ),
         }
     }

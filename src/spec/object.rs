@@ -1,6 +1,6 @@
 //! One entry of `objects`: a file, and the request its content comes from.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use super::{ApiPath, DependencyId, FileMode, FileOwner, ObjectPath, RefreshPolicy};
 
@@ -67,6 +67,16 @@ pub enum Encoding {
     Base64,
     /// Hexadecimal.
     Hex,
+}
+
+impl fmt::Display for Encoding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Utf8 => "utf-8",
+            Self::Base64 => "base64",
+            Self::Hex => "hex",
+        })
+    }
 }
 
 /// One file, and where its content comes from.

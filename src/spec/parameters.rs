@@ -221,7 +221,8 @@ impl<'a> Reader<'a> {
     }
 
     fn connection(&mut self, defaults: &Defaults) -> Option<Connection> {
-        let address = self.value("Address").or_else(|| defaults.address.clone().filter(|own| !own.is_empty()));
+        let address =
+            self.value("Address").or_else(|| defaults.address.clone().filter(|own| !own.is_empty()));
         let address = address.map(|address| address.trim().trim_end_matches('/').to_owned());
         if address.is_none() {
             let parameter = match self.provider {
@@ -230,9 +231,8 @@ impl<'a> Reader<'a> {
             };
             self.findings.error(SpecError::MissingAddress { parameter });
         }
-        let (name, namespace) = self
-            .given("Namespace")
-            .unwrap_or_else(|| (self.name("Namespace"), defaults.namespace.clone()));
+        let (name, namespace) =
+            self.given("Namespace").unwrap_or_else(|| (self.name("Namespace"), defaults.namespace.clone()));
         let namespace = match namespace.trim_matches('/') {
             // The server's own name of the root namespace.
             "" | "root" => Some(String::new()),
@@ -255,10 +255,11 @@ impl<'a> Reader<'a> {
             (None, None) => (defaults.ca_cert.clone(), defaults.ca_directory.clone()),
             own => own,
         };
-        let (client_cert, client_key) = match (self.value("TLSClientCertPath"), self.value("TLSClientKeyPath")) {
-            (None, None) => (defaults.client_cert.clone(), defaults.client_key.clone()),
-            own => own,
-        };
+        let (client_cert, client_key) =
+            match (self.value("TLSClientCertPath"), self.value("TLSClientKeyPath")) {
+                (None, None) => (defaults.client_cert.clone(), defaults.client_key.clone()),
+                own => own,
+            };
         if client_cert.is_some() != client_key.is_some() {
             let (given, other) = match client_cert {
                 Some(_) => ("TLSClientCertPath", "TLSClientKeyPath"),
@@ -353,7 +354,8 @@ impl<'a> Reader<'a> {
 
 fn check_names(entries: &[Entry], findings: &mut Findings) {
     let mut seen = BTreeSet::new();
-    let repeated: Vec<&Entry> = entries.iter().filter(|entry| !seen.insert(entry.object.name.as_str())).collect();
+    let repeated: Vec<&Entry> =
+        entries.iter().filter(|entry| !seen.insert(entry.object.name.as_str())).collect();
     if let Some(first) = repeated.first() {
         let names = repeated.iter().map(|entry| entry.object.name.as_str().to_owned()).collect();
         findings.error(SpecError::DuplicateNames { names, line: first.line });

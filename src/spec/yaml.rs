@@ -74,7 +74,9 @@ impl Node {
         let first = documents.next().unwrap_or(Ok(Self { line: 1, kind: Kind::Null }))?;
         match documents.next() {
             None => Ok(first),
-            Some(Ok(second)) => Err(YamlError::at(second.line, "a second document begins here, expected one")),
+            Some(Ok(second)) => {
+                Err(YamlError::at(second.line, "a second document begins here, expected one"))
+            }
             Some(Err(error)) => Err(error),
         }
     }
@@ -209,7 +211,8 @@ impl<'s> Reader<'s> {
             Event::Alias(target) => {
                 let node = self.anchors.get(&target).cloned();
                 // An anchor is known once its node is complete, so one that contains itself never is.
-                let node = node.ok_or_else(|| YamlError::at(line, "an alias refers to a value it is part of"))?;
+                let node =
+                    node.ok_or_else(|| YamlError::at(line, "an alias refers to a value it is part of"))?;
                 self.copy(&node, line)?;
                 return Ok(Node { line, kind: node.kind });
             }

@@ -6,9 +6,7 @@ use futures_util::FutureExt;
 
 use super::holdings::{HeldSession, Holdings};
 use crate::{
-    backend::{
-        BackendError, FailureClass, Grant, Renewed, RequestContext, Secret, SecretBackend,
-    },
+    backend::{BackendError, FailureClass, Grant, Renewed, RequestContext, Secret, SecretBackend},
     clock::BootTime,
     lifecycle::{
         Lifecycle,

@@ -134,8 +134,8 @@ impl Journal {
                     .map_err(|(_, errno)| failed("lock it")(errno.into()))?
             }
         };
-        let statfs = nix::sys::statfs::statfs(folder)
-            .map_err(|errno| failed("see its file system")(errno.into()))?;
+        let statfs =
+            nix::sys::statfs::statfs(folder).map_err(|errno| failed("see its file system")(errno.into()))?;
         let durable = i64::from(statfs.filesystem_type().0) == TMPFS_MAGIC;
         if !durable {
             warn!(
@@ -243,8 +243,13 @@ impl Journal {
                     expires_at: token.expires_at,
                     issued_at: token.issued_at,
                 });
-                let record =
-                    VolumeRecord { format: FORMAT, key: key.clone(), identity, token, volume: volume.clone() };
+                let record = VolumeRecord {
+                    format: FORMAT,
+                    key: key.clone(),
+                    identity,
+                    token,
+                    volume: volume.clone(),
+                };
                 self.put(&path, &record);
             }
             Some(_) => {}
@@ -298,7 +303,6 @@ impl Journal {
 /// The path is not fit for a file name; its digest is.
 fn file_name(key: &VolumeKey) -> String {
     use std::os::unix::ffi::OsStrExt;
-    let digest =
-        aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key.path().as_os_str().as_bytes());
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key.path().as_os_str().as_bytes());
     format!("{}.json", data_encoding::HEXLOWER.encode(&digest.as_ref()[..16]))
 }

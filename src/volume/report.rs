@@ -131,9 +131,7 @@ fn managed(
         .clone()
         .or_else(|| volume.rejected.as_ref().map(|why| format!("edit rejected: {why}")))
         .or_else(|| failing.map(|failure| failure.message.clone()))
-        .or_else(|| {
-            installed?.dependencies.values().find_map(|dependency| dependency.last_error.clone())
-        })
+        .or_else(|| installed?.dependencies.values().find_map(|dependency| dependency.last_error.clone()))
         .or_else(|| session.and_then(|session| session.last_error.clone()));
     VolumeReport {
         target: key.to_string(),
@@ -146,9 +144,7 @@ fn managed(
         state: state.into(),
         objects: installed.map(|installed| installed.versions.clone()).unwrap_or_default(),
         dependencies,
-        next: core
-            .next_action(key)
-            .map(|(at, what)| NextReport { seconds: now.until(at).as_secs(), what }),
+        next: core.next_action(key).map(|(at, what)| NextReport { seconds: now.until(at).as_secs(), what }),
         error,
         login_seconds: volume.token.and_then(|token| token.expires).map(|at| now.until(at).as_secs()),
     }

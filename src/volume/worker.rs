@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     backend::{Secret, SecretBackend},
-    clock::{BootTime, boot_now, wall_now},
+    clock::{boot_now, wall_now},
     lifecycle::{
         Event, Lifecycle,
         message::{
@@ -204,7 +204,8 @@ impl<B: SecretBackend> Worker<B> {
                 self.feed(Event::TimeJumped);
             }
             last = woke;
-            if self.look_at.is_some_and(|at| at <= Instant::now()) || (self.mounts.is_none() && due >= LONGEST_SLEEP)
+            if self.look_at.is_some_and(|at| at <= Instant::now())
+                || (self.mounts.is_none() && due >= LONGEST_SLEEP)
             {
                 self.look_at = None;
                 self.look();
@@ -254,7 +255,8 @@ impl<B: SecretBackend> Worker<B> {
                     expires: token.expires_at.map(|at| execute::on_boot_clock(at, wall, now)),
                 };
                 let uid = token.service_account_uid.clone();
-                let older = self.holdings.tokens.get(&key).is_some_and(|held| held.issued_at > token.issued_at);
+                let older =
+                    self.holdings.tokens.get(&key).is_some_and(|held| held.issued_at > token.issued_at);
                 if !older {
                     self.holdings.tokens.insert(key.clone(), token);
                 }
@@ -293,7 +295,9 @@ impl<B: SecretBackend> Worker<B> {
             return Ok((Mode::DriverWritten, true));
         }
         let refused = |message: String| MountFailure::new(FailureKind::FailedPrecondition, message);
-        if known.is_none_or(|volume| !volume.mounted) && self.mode_for(key).map_err(refused)? == Mode::DriverWritten {
+        if known.is_none_or(|volume| !volume.mounted)
+            && self.mode_for(key).map_err(refused)? == Mode::DriverWritten
+        {
             return Ok((Mode::DriverWritten, true));
         }
         let found = writer::inspect(key.path())
@@ -323,11 +327,7 @@ impl<B: SecretBackend> Worker<B> {
                 pods.is_dir() && table.covering(&pods).is_some_and(|entry| entry.propagates())
             }
         };
-        if propagates {
-            Ok(Mode::ProviderWritten)
-        } else {
-            Ok(Mode::DriverWritten)
-        }
+        if propagates { Ok(Mode::ProviderWritten) } else { Ok(Mode::DriverWritten) }
     }
 
     /// Which of our volumes are still in the mount table.
@@ -369,7 +369,7 @@ impl<B: SecretBackend> Worker<B> {
             Outcome::Renewed(result) => result.as_ref().err().map(|error| error.class),
             Outcome::Revoked(result) => result.as_ref().err().map(|error| error.class),
         };
-        self.metrics.request(operation, class, took);
+        self.metrics.requested(operation, class, took);
         let event = match outcome {
             Outcome::LoggedIn(id, result) => Event::LoggedIn(
                 op,
@@ -452,9 +452,10 @@ impl<B: SecretBackend> Worker<B> {
             self.journal.session(id, held);
         }
         for key in dirty.volumes {
-            let volume = self.core.volumes().get(&key).map(|volume| {
-                (volume, self.identities.get(&key).copied(), self.holdings.tokens.get(&key))
-            });
+            let volume =
+                self.core.volumes().get(&key).map(|volume| {
+                    (volume, self.identities.get(&key).copied(), self.holdings.tokens.get(&key))
+                });
             self.journal.volume(&key, volume);
         }
     }
@@ -474,7 +475,8 @@ impl<B: SecretBackend> Worker<B> {
                 let result = match rendered {
                     Ok(Ok(rendered)) => {
                         let versions = rendered.versions;
-                        self.holdings.plans.entry(plan.clone()).or_default().rendered = Some(rendered.payload);
+                        self.holdings.plans.entry(plan.clone()).or_default().rendered =
+                            Some(rendered.payload);
                         Ok(versions)
                     }
                     Ok(Err(error)) => Err(error.to_string()),
@@ -541,9 +543,9 @@ impl<B: SecretBackend> Worker<B> {
                 SwapOutcome::Done { version_dir: swap.version_dir, changed: swap.changed }
             }
             Err(WriteError::BeingUnpublished { .. }) => SwapOutcome::Unpublishing,
-            Err(WriteError::Target(target::TargetError::NotMounted { .. } | target::TargetError::Changed { .. })) => {
-                SwapOutcome::Gone
-            }
+            Err(WriteError::Target(
+                target::TargetError::NotMounted { .. } | target::TargetError::Changed { .. },
+            )) => SwapOutcome::Gone,
             Err(error) => SwapOutcome::Failed(crate::telemetry::chain(&error).to_string()),
         }
     }
@@ -606,9 +608,9 @@ impl<B: SecretBackend> Worker<B> {
         let volume = key.and_then(|key| self.core.volumes().get(key));
         let pod = volume.map(|volume| format!("{}/{}", volume.pod.namespace, volume.pod.name));
         let (pod, class) = (pod.as_deref(), volume.map(|volume| volume.class.as_str()));
-        let next = key.and_then(|key| self.core.next_action(key)).map(|(at, what)| {
-            format!("{what} in {} s", boot_now().until(at).as_secs())
-        });
+        let next = key
+            .and_then(|key| self.core.next_action(key))
+            .map(|(at, what)| format!("{what} in {} s", boot_now().until(at).as_secs()));
         self.metrics.noted(note);
         match note {
             Note::Failing { .. }
@@ -616,8 +618,7 @@ impl<B: SecretBackend> Worker<B> {
             | Note::Refused(_)
             | Note::LeftToExpire { .. }
             | Note::Silent(_)
-            | Note::LongTtl(_)
-            | Note::NoToken => warn!(pod, class, next, "{note}"),
+            | Note::LongTtl(_) => warn!(pod, class, next, "{note}"),
             Note::Expired(_) => error!(pod, class, next, "{note}"),
             Note::Renewed { .. } => debug!(pod, class, next, "{note}"),
             Note::Mounted { .. } | Note::Rewritten { .. } | Note::Revoked(_) | Note::Unmounted => {

@@ -1,0 +1,180 @@
+//! The composition root: builds everything, binds last, runs, drains.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{info, warn};
+
+use crate::{
+    admin::{self, Admin, Readiness},
+    backend::vault::{Limits, VaultBackend},
+    cli::{Cli, Command, VersionFormat},
+    config::Config,
+    metrics::Metrics,
+    provider::{Edge, Mounter, Node},
+    telemetry,
+    volume::{Journal, JournalError, Settings, VolumeManager},
+};
+
+/// A command line or a configuration that makes no sense: EX_USAGE of sysexits.h.
+pub const BAD_CONFIG: u8 = 64;
+
+/// How long calls in flight may go on after SIGTERM: a pod has 30 s until SIGKILL.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// Does what the command line says.
+///
+/// # Errors
+/// What kept the process from it.
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Version(arguments) => {
+            writeln!(io::stdout(), "{}", version(arguments.output)).context("cannot write the version")?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Provider(arguments) => {
+            let print = arguments.print_config;
+            let config = match Config::resolve(*arguments, |name| std::env::var(name).ok()) {
+                Ok(config) => config,
+                Err(error) => {
+                    writeln!(io::stderr(), "leasehold: {}", telemetry::chain(&error))?;
+                    return Ok(ExitCode::from(BAD_CONFIG));
+                }
+            };
+            if print {
+                write!(io::stdout(), "{}", config.describe()).context("cannot write the configuration")?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            telemetry::init(config.log);
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                // Requests wait for the network; one thread more than the worker's is plenty.
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .context("cannot start the runtime")?;
+            runtime.block_on(provider(config))
+        }
+    }
+}
+
+fn version(format: Option<VersionFormat>) -> String {
+    let (name, version, interface) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), "v1alpha1");
+    match format {
+        None => format!("{name} {version}"),
+        Some(VersionFormat::Json) => {
+            format!(r#"{{"name":"{name}","version":"{version}","providerInterface":"{interface}"}}"#)
+        }
+        Some(VersionFormat::JsonPretty) => format!(
+            "{{\n  \"name\": \"{name}\",\n  \"version\": \"{version}\",\n  \"providerInterface\": \"{interface}\"\n}}"
+        ),
+        Some(VersionFormat::Yaml) => {
+            format!("name: {name}\nversion: {version}\nproviderInterface: {interface}")
+        }
+    }
+}
+
+/// The parts that every room of the process reports to.
+#[derive(Clone, Debug, Default)]
+pub struct Reporting {
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// What stands between the process and a Mount.
+    pub readiness: Arc<Readiness>,
+}
+
+async fn provider(config: Config) -> anyhow::Result<ExitCode> {
+    info!(version = env!("CARGO_PKG_VERSION"), "leasehold starts");
+    config.warnings.iter().for_each(|warning| warn!("{warning}"));
+    let mut signals = Signals::new().context("cannot listen for signals")?;
+
+    let reporting = Reporting::default();
+    reporting.readiness.block("sockets", "not bound yet");
+    reporting.readiness.block("volumes", "starting");
+    // First of all listeners: it tells why the others are not there yet.
+    let health = admin::bind(&config.health_addr)
+        .await
+        .with_context(|| format!("cannot listen on the health address {}", config.health_addr))?;
+    info!(address = %health.local_addr()?, "health and metrics");
+    let admin =
+        Admin { metrics: Arc::clone(&reporting.metrics), readiness: Arc::clone(&reporting.readiness) };
+    let admin = tokio::spawn(admin.serve(health));
+
+    // May wait long for the state folder's lock, until a predecessor has gone.
+    let manager = tokio::select! {
+        manager = start_volumes(&config, &reporting) => manager?,
+        () = signals.terminated() => return Ok(ExitCode::SUCCESS),
+    };
+    reporting.readiness.clear("volumes");
+
+    let node = Node {
+        mounter: mounter(manager),
+        policy: config.policy,
+        defaults: config.defaults,
+        kubelet_root: config.kubelet_root,
+        metrics: Arc::clone(&reporting.metrics),
+    };
+    let edge = Edge::start(node, &config.endpoints, config.authority_shim)?;
+    reporting.readiness.clear("sockets");
+    info!("ready");
+
+    signals.terminated().await;
+    info!("told to stop: answering the calls in flight");
+    reporting.readiness.block("sockets", "shutting down");
+    edge.drain(DRAIN).await;
+    admin.abort();
+    info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts the worker that owns the node's volumes; returns when it can take a Mount.
+async fn start_volumes(config: &Config, reporting: &Reporting) -> anyhow::Result<VolumeManager> {
+    let folder = config.state_dir.clone();
+    // Waiting for the lock blocks a thread, not the runtime.
+    let opened = tokio::task::spawn_blocking(move || {
+        let journal = Journal::open(&folder)?;
+        let digest_key = journal.digest_key(rand::random())?;
+        Ok::<_, JournalError>((journal, digest_key))
+    });
+    let (journal, digest_key) = opened.await.context("the state folder could not be opened")??;
+    let settings = Settings { kubelet_root: config.kubelet_root.clone(), digest_key, seed: rand::random() };
+    let backend = Arc::new(VaultBackend::new(Limits::default()));
+    Ok(VolumeManager::start(settings, backend, journal, Arc::clone(&reporting.metrics)))
+}
+
+fn mounter(manager: VolumeManager) -> Mounter {
+    Arc::new(move |command| {
+        let manager = manager.clone();
+        Box::pin(async move { manager.mount(command).await })
+    })
+}
+
+/// SIGTERM and SIGINT.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on the signals no longer end the process by themselves. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// When the handlers cannot be installed.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for either.
+    pub async fn terminated(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

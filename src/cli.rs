@@ -1,0 +1,317 @@
+//! The command line: clap types, and the spellings of the programs we replace.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{config, telemetry::LogFormat};
+
+/// Node-local secrets delivery for Kubernetes.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "leasehold", about, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Serve the Secrets Store CSI driver on unix sockets (a DaemonSet).
+    Provider(Box<ProviderArgs>),
+    /// Say which version this is.
+    Version(VersionArgs),
+}
+
+/// `leasehold version`.
+#[derive(Clone, Debug, Args)]
+pub struct VersionArgs {
+    /// How to say it; one line of text where not given.
+    #[arg(long, value_name = "FORMAT")]
+    pub output: Option<VersionFormat>,
+}
+
+/// The formats of vault-csi-provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum VersionFormat {
+    /// One line.
+    Json,
+    /// With line breaks.
+    JsonPretty,
+    /// A document.
+    Yaml,
+}
+
+/// Levels as vault-csi-provider names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum LogLevel {
+    Trace,
+    Debug,
+    Info,
+    Warn,
+    Error,
+    Off,
+}
+
+/// `leasehold provider`. Each flag can be given by the environment variable in brackets; a flag wins.
+#[derive(Args, Clone, Debug)]
+pub struct ProviderArgs {
+    /// Socket to serve; the file's name is the provider's: leasehold.sock, vault.sock or openbao.sock.
+    /// Repeatable. All three in /var/run/secrets-store-csi-providers where not given.
+    #[arg(long, value_name = "DIR/NAME.sock", env = "LEASEHOLD_ENDPOINT", value_delimiter = ',')]
+    pub endpoint: Vec<PathBuf>,
+    /// Folder for what a restart needs; should be tmpfs of the host.
+    #[arg(long, value_name = "DIR", env = "LEASEHOLD_STATE_DIR", default_value = config::STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// The kubelet's root folder, at the same path as on the host.
+    #[arg(long, value_name = "DIR", env = "LEASEHOLD_KUBELET_ROOT", default_value = config::KUBELET_ROOT)]
+    pub kubelet_root: PathBuf,
+    /// File with the rules of what a namespace may ask for.
+    #[arg(long, value_name = "FILE", env = "LEASEHOLD_POLICY")]
+    pub policy: Option<PathBuf>,
+    /// Where /livez, /readyz, /health/ready and /metrics are.
+    #[arg(long, value_name = "[HOST]:PORT", env = "LEASEHOLD_HEALTH_ADDR", default_value = config::HEALTH_ADDR)]
+    pub health_addr: String,
+    /// Address that a SecretProviderClass may name, beside our own. Repeatable.
+    #[arg(long, value_name = "URL", env = "LEASEHOLD_ALLOW_VAULT_ADDRESS", value_delimiter = ',')]
+    pub allow_vault_address: Vec<String>,
+    /// Folder below which a SecretProviderClass may name CA and client certificates. Repeatable.
+    #[arg(long, value_name = "DIR", env = "LEASEHOLD_ALLOW_TLS_DIR", value_delimiter = ',')]
+    pub allow_tls_dir: Vec<PathBuf>,
+    /// Audience that a SecretProviderClass may name, beside the provider's default. Repeatable.
+    #[arg(long, value_name = "AUDIENCE", env = "LEASEHOLD_ALLOW_AUDIENCE", value_delimiter = ',')]
+    pub allow_audience: Vec<String>,
+    /// Do not repair what drivers before 1.6.0 send as :authority; they cannot call then.
+    #[arg(
+        long, env = "LEASEHOLD_NO_AUTHORITY_SHIM", num_args = 0..=1, require_equals = true,
+        default_value = "false", default_missing_value = "true", value_parser = config::parse_bool,
+        value_name = "BOOL"
+    )]
+    pub no_authority_shim: bool,
+    /// The most talkative lines to log.
+    #[arg(long, env = "LEASEHOLD_LOG_LEVEL", ignore_case = true, value_name = "LEVEL")]
+    pub log_level: Option<LogLevel>,
+    /// How log lines look.
+    #[arg(
+        long,
+        env = "LEASEHOLD_LOG_FORMAT",
+        ignore_case = true,
+        default_value = "text",
+        value_name = "FORMAT"
+    )]
+    pub log_format: LogFormat,
+    /// Log at debug where --log-level is not given.
+    #[arg(
+        long, env = "LEASEHOLD_DEBUG", num_args = 0..=1, require_equals = true, default_value = "false",
+        default_missing_value = "true", value_parser = config::parse_bool, value_name = "BOOL"
+    )]
+    pub debug: bool,
+    /// Print what was understood of flags, environment and files, and exit.
+    #[arg(long, env = "LEASEHOLD_PRINT_CONFIG", num_args = 0..=1, require_equals = true,
+        default_value = "false", default_missing_value = "true", value_parser = config::parse_bool,
+        value_name = "BOOL")]
+    pub print_config: bool,
+    /// Of vault-csi-provider; ignored: object versions need no Secret.
+    #[arg(long, env = "LEASEHOLD_HMAC_SECRET_NAME", hide = true)]
+    pub hmac_secret_name: Option<String>,
+    /// Of vault-csi-provider; ignored: there is no cache to size.
+    #[arg(long, env = "LEASEHOLD_CACHE_SIZE", hide = true)]
+    pub cache_size: Option<String>,
+    /// Of vault-csi-provider: the format of -version, which is handled before; alone it has no effect.
+    #[arg(long, hide = true)]
+    pub output: Option<String>,
+    /// Defaults for the providers vault and leasehold.
+    #[command(flatten)]
+    pub vault: VaultFlags,
+    /// Defaults for the provider openbao.
+    #[command(flatten)]
+    pub openbao: OpenbaoFlags,
+}
+
+/// What one provider's parameters fall back to, as flags.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServerFlags {
+    /// Address of the server.
+    pub addr: Option<String>,
+    /// Path of the auth mount.
+    pub mount: Option<String>,
+    /// Vault namespace.
+    pub namespace: Option<String>,
+    /// PEM bundle of authorities.
+    pub tls_ca_cert: Option<String>,
+    /// Folder of PEM files of authorities.
+    pub tls_ca_directory: Option<String>,
+    /// Name to verify.
+    pub tls_server_name: Option<String>,
+    /// PEM client certificate.
+    pub tls_client_cert: Option<String>,
+    /// PEM key of the client certificate.
+    pub tls_client_key: Option<String>,
+    /// Do not verify.
+    pub tls_skip_verify: Option<bool>,
+}
+
+macro_rules! server_flags {
+    ($name:ident, $flag:literal, $env:literal, $upstream:literal, $heading:literal) => {
+        #[doc = concat!("The flags `--", $flag, "-…`.")]
+        #[derive(Args, Clone, Debug)]
+        #[command(next_help_heading = $heading)]
+        #[group(skip)]
+        #[allow(missing_docs, reason = "the help says it")]
+        pub struct $name {
+            #[arg(id = concat!($flag, "-addr"), long, env = concat!($env, "ADDR"), value_name = "URL",
+                help = concat!("Address of the server, https://, http:// or unix:// [also: ", $upstream, "ADDR]"))]
+            pub addr: Option<String>,
+            #[arg(id = concat!($flag, "-mount"), long, env = concat!($env, "MOUNT"), value_name = "PATH",
+                help = "Path of the auth mount to log in at [default: kubernetes]")]
+            pub mount: Option<String>,
+            #[arg(id = concat!($flag, "-namespace"), long, env = concat!($env, "NAMESPACE"), value_name = "NAME",
+                help = concat!("Vault namespace [also: ", $upstream, "NAMESPACE]"))]
+            pub namespace: Option<String>,
+            #[arg(id = concat!($flag, "-tls-ca-cert"), long, env = concat!($env, "TLS_CA_CERT"), value_name = "FILE",
+                help = concat!("PEM bundle of the authorities to trust [also: ", $upstream, "CACERT]"))]
+            pub tls_ca_cert: Option<String>,
+            #[arg(id = concat!($flag, "-tls-ca-directory"), long, env = concat!($env, "TLS_CA_DIRECTORY"),
+                value_name = "DIR",
+                help = concat!("Folder of PEM files of the authorities to trust [also: ", $upstream, "CAPATH]"))]
+            pub tls_ca_directory: Option<String>,
+            #[arg(id = concat!($flag, "-tls-server-name"), long, env = concat!($env, "TLS_SERVER_NAME"),
+                value_name = "NAME",
+                help = concat!("Name that the server's certificate must have [also: ", $upstream, "TLS_SERVER_NAME]"))]
+            pub tls_server_name: Option<String>,
+            #[arg(id = concat!($flag, "-tls-client-cert"), long, env = concat!($env, "TLS_CLIENT_CERT"),
+                value_name = "FILE",
+                help = concat!("PEM client certificate [also: ", $upstream, "CLIENT_CERT]"))]
+            pub tls_client_cert: Option<String>,
+            #[arg(id = concat!($flag, "-tls-client-key"), long, env = concat!($env, "TLS_CLIENT_KEY"),
+                value_name = "FILE",
+                help = concat!("PEM key of the client certificate [also: ", $upstream, "CLIENT_KEY]"))]
+            pub tls_client_key: Option<String>,
+            #[arg(id = concat!($flag, "-tls-skip-verify"), long, env = concat!($env, "TLS_SKIP_VERIFY"),
+                value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+                value_parser = config::parse_bool,
+                help = concat!("Do not verify the server [also: ", $upstream, "SKIP_VERIFY]"))]
+            pub tls_skip_verify: Option<bool>,
+        }
+
+        impl From<$name> for ServerFlags {
+            fn from(flags: $name) -> Self {
+                let $name {
+                    addr, mount, namespace, tls_ca_cert, tls_ca_directory, tls_server_name, tls_client_cert,
+                    tls_client_key, tls_skip_verify,
+                } = flags;
+                Self {
+                    addr, mount, namespace, tls_ca_cert, tls_ca_directory, tls_server_name, tls_client_cert,
+                    tls_client_key, tls_skip_verify,
+                }
+            }
+        }
+    };
+}
+
+server_flags!(
+    VaultFlags,
+    "vault",
+    "LEASEHOLD_VAULT_",
+    "VAULT_",
+    "Defaults for the providers vault and leasehold"
+);
+server_flags!(OpenbaoFlags, "openbao", "LEASEHOLD_OPENBAO_", "BAO_", "Defaults for the provider openbao");
+
+/// Arguments as clap takes them, from those of vault-csi-provider and openbao-csi-provider, which Go's flag
+/// package reads: long flags with one dash, no subcommand, and `-version` as a flag.
+pub fn normalise(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments = arguments.into_iter();
+    let program = arguments.next();
+    let mut rest: Vec<OsString> = arguments.map(two_dashes).collect();
+    let is = |argument: &OsString, names: &[&str]| names.iter().any(|name| argument == name);
+    let flags_first = rest.first().is_some_and(|first| first.to_string_lossy().starts_with('-'));
+    if flags_first && !is(&rest[0], &["--help", "-h"]) {
+        if rest.iter().any(|argument| is(argument, &["--version", "--version=true", "-V"])) {
+            rest = version_arguments(&rest);
+        } else {
+            rest.insert(0, "provider".into());
+        }
+    }
+    program.into_iter().chain(rest).collect()
+}
+
+fn two_dashes(argument: OsString) -> OsString {
+    match argument.to_str().map(str::as_bytes) {
+        Some([b'-', first, _, ..]) if first.is_ascii_alphabetic() => {
+            let mut long = OsString::from("-");
+            long.push(argument);
+            long
+        }
+        _ => argument,
+    }
+}
+
+fn version_arguments(arguments: &[OsString]) -> Vec<OsString> {
+    let mut version = vec![OsString::from("version")];
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        if argument == "--output" {
+            version.push(argument.clone());
+            version.extend(rest.next().cloned());
+        } else if argument.to_string_lossy().starts_with("--output=") {
+            version.push(argument.clone());
+        }
+    }
+    version
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn normalised(arguments: &str) -> String {
+        let all = std::iter::once("leasehold").chain(arguments.split_whitespace()).map(OsString::from);
+        let normal = normalise(all);
+        normal[1..].iter().map(|argument| argument.to_str().unwrap()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn spellings_of_go_are_taken() {
+        for (given, expected) in [
+            ("", ""),
+            ("-help", "--help"),
+            ("-h", "-h"),
+            ("version -output json", "version --output json"),
+            ("-version", "version"),
+            ("-debug -version -output=yaml", "version --output=yaml"),
+            ("--version --output json-pretty -debug", "version --output json-pretty"),
+            ("-vault-addr=http://x -debug", "provider --vault-addr=http://x --debug"),
+            (
+                "--endpoint=/provider/vault.sock --log-level=info",
+                "provider --endpoint=/provider/vault.sock --log-level=info",
+            ),
+            ("provider -state-dir /run/x", "provider --state-dir /run/x"),
+        ] {
+            assert_eq!(normalised(given), expected);
+        }
+    }
+
+    #[test]
+    fn the_definition_holds_together_and_every_flag_has_its_variable() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        let provider = command.find_subcommand("provider").unwrap();
+        let mut seen = 0;
+        for argument in provider.get_arguments() {
+            let Some(long) = argument.get_long().filter(|long| !["help", "output"].contains(long)) else {
+                continue;
+            };
+            let variable = format!("LEASEHOLD_{}", long.replace('-', "_").to_uppercase());
+            assert_eq!(argument.get_env().unwrap().to_str().unwrap(), variable);
+            seen += 1;
+        }
+        assert_eq!(seen, 15 + 2 * 9, "a flag was added: say so here");
+    }
+}

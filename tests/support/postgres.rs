@@ -1,0 +1,158 @@
+//! A real PostgreSQL server for the database secrets engine, as PostgreSQL's own user, on tmpfs.
+
+use std::{
+    fs,
+    os::unix::fs::chown,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use nix::unistd::User;
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::{SOON, bao::Admin, free_port, process::Process, require_root, until};
+
+/// The running server; killed when dropped.
+pub struct Postgres {
+    process: Process,
+    port: u16,
+    dir: TempDir,
+}
+
+impl Postgres {
+    /// Makes a cluster in memory and starts it.
+    pub async fn start() -> Self {
+        require_root();
+        let user = User::from_name("postgres")
+            .expect("the user database")
+            .expect("the user `postgres`: run scripts/setup, which installs PostgreSQL");
+        let dir = tempfile::Builder::new().prefix("lhpg").tempdir_in("/dev/shm").expect("a folder in memory");
+        chown(dir.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("give the folder away");
+        let data = dir.path().join("data");
+        let made = Command::new("setpriv")
+            .args(as_postgres())
+            .arg(binary("initdb"))
+            .args(["--no-sync", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "-D"])
+            .arg(&data)
+            .current_dir("/")
+            .output()
+            .expect("run initdb");
+        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        // The operator comes in without a password; every role that the server mints needs its own.
+        let rules = "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
+        fs::write(data.join("pg_hba.conf"), rules).expect("pg_hba.conf");
+        let port = free_port();
+        let process = Process::spawn("postgres", "setpriv", |command| {
+            command.args(as_postgres()).args(["--pdeathsig", "KILL"]).arg(binary("postgres"));
+            command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-h", "127.0.0.1", "-k"]);
+            command.arg(dir.path()).current_dir("/");
+            for setting in
+                ["fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=16MB"]
+            {
+                command.args(["-c", setting]);
+            }
+        });
+        let mut postgres = Self { process, port, dir };
+        until("PostgreSQL answers", SOON, async || {
+            postgres.process.assert_running();
+            postgres.psql("postgres", "", "select 1").ok()
+        })
+        .await;
+        postgres
+    }
+
+    /// The TCP port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Runs SQL as the operator and gives back the bare rows.
+    #[track_caller]
+    pub fn sql(&self, sql: &str) -> String {
+        self.psql("postgres", "", sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// Runs SQL as `user`, through the password that a pod would read from its file.
+    pub fn psql(&self, user: &str, password: &str, sql: &str) -> Result<String, String> {
+        let output = Command::new(binary("psql"))
+            .args(["-X", "-A", "-t", "-q", "-h", "127.0.0.1", "-U", user, "-d", "postgres", "-c", sql])
+            .args(["-p", &self.port.to_string()])
+            .env("PGPASSWORD", password)
+            .env("PGCONNECT_TIMEOUT", "5")
+            .output()
+            .map_err(|error| error.to_string())?;
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+        }
+    }
+
+    /// Names of the roles that the database engine made and has not dropped.
+    pub fn minted_roles(&self) -> Vec<String> {
+        let rows = self.sql("select rolname from pg_roles where rolname like 'v-%' order by 1");
+        rows.lines().map(str::to_owned).collect()
+    }
+
+    /// Stops answering without closing sockets.
+    pub fn freeze(&self) {
+        self.process.signal(nix::sys::signal::Signal::SIGSTOP);
+    }
+
+    /// Goes on.
+    pub fn thaw(&self) {
+        self.process.signal(nix::sys::signal::Signal::SIGCONT);
+    }
+
+    /// Mounts the database engine at `database/` with a role whose leases live for the given times
+    /// (`"1h"`, `"10s"`).
+    pub async fn configure(&self, bao: &Admin, role: &str, default_ttl: &str, max_ttl: &str) {
+        if bao.read("sys/mounts").await["data"]["database/"].is_null() {
+            bao.write("sys/mounts/database", json!({"type": "database"})).await;
+            let config = json!({
+                "plugin_name": "postgresql-database-plugin",
+                "allowed_roles": "*",
+                "connection_url": format!(
+                    "postgresql://{{{{username}}}}:{{{{password}}}}@127.0.0.1:{}/postgres?sslmode=disable",
+                    self.port
+                ),
+                "username": "postgres",
+                "password": "unused",
+            });
+            bao.write("database/config/postgres", config).await;
+        }
+        let body = json!({
+            "db_name": "postgres",
+            "creation_statements": [
+                "CREATE ROLE \"{{name}}\" WITH LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'",
+            ],
+            "revocation_statements": ["DROP ROLE IF EXISTS \"{{name}}\""],
+            "default_ttl": default_ttl,
+            "max_ttl": max_ttl,
+        });
+        bao.write(&format!("database/roles/{role}"), body).await;
+    }
+
+    /// The folder of the server, in memory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+fn as_postgres() -> [&'static str; 3] {
+    ["--reuid=postgres", "--regid=postgres", "--clear-groups"]
+}
+
+/// Debian keeps server programs out of the PATH, in a folder per major version.
+fn binary(name: &str) -> PathBuf {
+    let mut versions: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path().join("bin").join(name))
+        .filter(|path| path.exists())
+        .collect();
+    versions.sort();
+    versions.pop().unwrap_or_else(|| panic!("no {name} below /usr/lib/postgresql: run scripts/setup"))
+}
