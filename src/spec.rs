@@ -175,7 +175,24 @@ impl VolumeSpec {
 
 /// Names a distinct request of a volume: a digest over method, path, query and arguments.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct DependencyId(pub [u8; 16]);
+
+// As text, because it is a key of maps in the journal.
+impl From<DependencyId> for String {
+    fn from(id: DependencyId) -> Self {
+        data_encoding::HEXLOWER.encode(&id.0)
+    }
+}
+
+impl TryFrom<String> for DependencyId {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let bytes = data_encoding::HEXLOWER.decode(text.as_bytes()).map_err(|_| "not hexadecimal")?;
+        bytes.try_into().map(Self).map_err(|_| "not 16 bytes")
+    }
+}
 
 impl fmt::Debug for DependencyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
