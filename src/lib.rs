@@ -5,6 +5,7 @@
 //! everything before it is pure; only the shell performs requests, and only [`projection`] writes files.
 
 pub mod backend;
+pub mod check;
 pub mod clock;
 pub mod policy;
 pub mod projection;

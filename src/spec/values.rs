@@ -131,7 +131,7 @@ fn unescape(text: &str) -> Result<String, String> {
 }
 
 /// The known name nearest to a mistyped one, if one is near.
-pub(super) fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+pub(crate) fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     let lower = name.to_lowercase();
     known
         .into_iter()
