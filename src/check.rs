@@ -164,7 +164,8 @@ fn read_one(path: &Path, named: bool, texts: &mut Vec<(String, String)>, report:
     let kind = if named { fs::metadata(path) } else { fs::symlink_metadata(path) };
     let outcome = kind.and_then(|kind| {
         if kind.is_dir() {
-            let mut entries = fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+            let mut entries =
+                fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
             entries.sort();
             entries.iter().for_each(|entry| read_one(entry, false, texts, report));
         } else if named || (kind.is_file() && is_manifest(path)) {

@@ -28,7 +28,7 @@
 
 use std::fmt;
 
-use crate::spec::{PodIdentity, ProviderName, VolumeSpec};
+use crate::spec::{PodIdentity, ProviderName, VolumeSpec, values::quote};
 
 pub use address::address_key;
 
@@ -115,8 +115,8 @@ pub struct Asked {
 
 impl fmt::Display for Asked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {:?}", self.what, self.value)?;
-        self.object.as_ref().map_or(Ok(()), |object| write!(f, " of object {object:?}"))
+        write!(f, "{} {}", self.what, quote(&self.value))?;
+        self.object.as_ref().map_or(Ok(()), |object| write!(f, " of object {}", quote(object)))
     }
 }
 

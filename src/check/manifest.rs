@@ -60,7 +60,9 @@ pub(super) fn classes(file: &str, text: &str, report: &mut Report) -> Vec<Class>
 fn resource(file: &str, node: &Node, report: &mut Report, found: &mut Vec<Class>) {
     let text = |name| node.get(name).and_then(Node::as_text).unwrap_or_default();
     // What `kubectl get -o yaml` prints of several.
-    if let (true, Some(Kind::List(items))) = (text("kind").ends_with("List"), node.get("items").map(|n| &n.kind)) {
+    if let (true, Some(Kind::List(items))) =
+        (text("kind").ends_with("List"), node.get("items").map(|n| &n.kind))
+    {
         items.iter().for_each(|item| resource(file, item, report, found));
         return;
     }
@@ -111,7 +113,8 @@ fn class(file: &str, node: &Node, report: &mut Report) -> Option<Class> {
                 Kind::Block(text) => (text, true),
                 _ => {
                     let what = value.describe();
-                    let message = format!("parameter {name} is {what}, and the API server takes text only: quote it");
+                    let message =
+                        format!("parameter {name} is {what}, and the API server takes text only: quote it");
                     report.add(file, value.line, Severity::Error, message);
                     // Examined as if it were quoted, so that one mistake is one finding.
                     if let Some(text) = value.as_text() {

@@ -79,7 +79,11 @@ impl Needs {
         self.add_tls(&connection.tls, &defaults.tls);
         for object in &spec.objects {
             let path = &object.request.path;
-            self.paths.insert(if root { path.to_string() } else { format!("{}/{path}", connection.namespace) });
+            self.paths.insert(if root {
+                path.to_string()
+            } else {
+                format!("{}/{path}", connection.namespace)
+            });
             self.writes |= object.request.is_write();
         }
     }
@@ -91,7 +95,8 @@ impl Needs {
             (&tls.client_key, &own.client_key),
         ];
         for (file, own) in files {
-            if let Some(dir) = file.as_ref().filter(|_| file != own).and_then(|file| Path::new(file).parent()) {
+            if let Some(dir) = file.as_ref().filter(|_| file != own).and_then(|file| Path::new(file).parent())
+            {
                 self.tls_dirs.insert(dir.display().to_string());
             }
         }
@@ -101,7 +106,8 @@ impl Needs {
     fn write(&self, namespace: &str, address: Option<&str>, out: &mut dyn io::Write) -> io::Result<()> {
         let name = address.map_or(namespace.to_owned(), |address| format!("{namespace} at {address}"));
         writeln!(out, "  - name: {}", quoted(&name))?;
-        let guess = if self.guessed { " # a manifest names no namespace: put the right one here" } else { "" };
+        let guess =
+            if self.guessed { " # a manifest names no namespace: put the right one here" } else { "" };
         writeln!(out, "    namespaces: [{}]{guess}", quoted(namespace))?;
         writeln!(out, "    serviceAccounts: [\"*\"] # not known offline: name those that use them")?;
         if let Some(address) = address {

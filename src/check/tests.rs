@@ -97,7 +97,8 @@ fn folders_are_read_and_what_cannot_be_read_is_said() {
     assert!(!run(&[dir.path().to_owned(), missing.clone()], &mut out).unwrap());
     let report = check_files(&[dir.path().to_owned(), missing]);
     assert_eq!((report.classes, report.skipped), (3, 3));
-    let unread: Vec<_> = report.findings.iter().filter(|it| it.message.starts_with("cannot read it")).collect();
+    let unread: Vec<_> =
+        report.findings.iter().filter(|it| it.message.starts_with("cannot read it")).collect();
     assert_eq!(unread.len(), 2, "{unread:?}");
 }
 

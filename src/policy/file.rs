@@ -66,7 +66,8 @@ fn rule(node: &Node, index: usize) -> Result<Rule, PolicyError> {
         return Err(at(node, "a rule needs the field \"namespaces\"; write [\"*\"] for all"));
     };
     let limits = Limits {
-        addresses: fields.list("addresses", |value| address_key(value).map_err(|why| format!("{value:?}: {why}")))?,
+        addresses: fields
+            .list("addresses", |value| address_key(value).map_err(|why| format!("{value:?}: {why}")))?,
         vault_namespaces: fields.list("vaultNamespaces", vault_namespace)?,
         auth_mounts: fields.list("authMounts", path)?,
         roles: fields.patterns("roles", true)?,
@@ -97,7 +98,9 @@ fn vault_namespace(text: &str) -> Result<Pattern, String> {
 fn path(text: &str) -> Result<Pattern, String> {
     let rest = text.strip_prefix("v1/").unwrap_or(text);
     if rest.len() < text.len() || rest.split('/').any(str::is_empty) {
-        return Err(format!("pattern {text:?}: write it without v1/, empty segments and slashes at the ends"));
+        return Err(format!(
+            "pattern {text:?}: write it without v1/, empty segments and slashes at the ends"
+        ));
     }
     Pattern::parse(text, true)
 }
@@ -124,7 +127,9 @@ impl Fields<'_> {
         };
         let item = |item: &Node| match (item.as_text(), &item.kind) {
             // Nothing between two dashes is a mistake, not the empty text.
-            (None, _) | (_, Kind::Null) => Err(at(item, format!("{field} has {}, expected text", item.describe()))),
+            (None, _) | (_, Kind::Null) => {
+                Err(at(item, format!("{field} has {}, expected text", item.describe())))
+            }
             (Some(text), _) => read(text).map_err(|reason| at(item, format!("{field}: {reason}"))),
         };
         items.iter().map(item).collect::<Result<_, _>>().map(Some)

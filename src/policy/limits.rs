@@ -3,7 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use super::{Asked, Baseline, Pattern, Refusal, RuleName, address_key};
-use crate::spec::{Object, PodIdentity, ProviderName, TlsSpec, VolumeSpec};
+use crate::spec::{Object, PodIdentity, ProviderName, TlsSpec, VolumeSpec, values::quote};
 
 /// Allowed values that a refusal lists.
 const MAX_LISTED: usize = 5;
@@ -159,7 +159,8 @@ impl Gate<'_> {
         value: &str,
         patterns: Option<&[Pattern]>,
     ) -> Result<(), Refused> {
-        let patterns = patterns.map(|patterns| (patterns.iter().any(|it| it.matches(value, self.pod)), patterns));
+        let patterns =
+            patterns.map(|patterns| (patterns.iter().any(|it| it.matches(value, self.pod)), patterns));
         let allowed = patterns.is_none_or(|(matched, _)| matched);
         self.pass(allowed, what, value, || {
             list(patterns.iter().flat_map(|(_, patterns)| patterns.iter().map(Pattern::as_str)))
@@ -172,7 +173,7 @@ fn list<'a>(values: impl Iterator<Item = &'a str>) -> String {
     if values.is_empty() {
         return "none is allowed".into();
     }
-    let shown: Vec<String> = values.iter().take(MAX_LISTED).map(|value| format!("{value:?}")).collect();
+    let shown: Vec<String> = values.iter().take(MAX_LISTED).map(|value| quote(value).to_string()).collect();
     match values.len() - shown.len() {
         0 => format!("allowed: {}", shown.join(", ")),
         more => format!("allowed: {} and {more} more", shown.join(", ")),

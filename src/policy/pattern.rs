@@ -34,9 +34,13 @@ impl Pattern {
                 segments.push(Glob::One(vec![Glob::Any]));
                 segments.push(Glob::Any);
             } else if segment.contains("**") {
-                return Err(format!("pattern {text:?}: ** stands for whole segments, write it between slashes"));
+                return Err(format!(
+                    "pattern {text:?}: ** stands for whole segments, write it between slashes"
+                ));
             } else {
-                segments.push(Glob::One(pieces(segment, variables).map_err(|why| format!("pattern {text:?}: {why}"))?));
+                segments.push(Glob::One(
+                    pieces(segment, variables).map_err(|why| format!("pattern {text:?}: {why}"))?,
+                ));
             }
         }
         Ok(Self { text: text.to_owned(), segments })
@@ -183,7 +187,11 @@ mod tests {
             ("$x", "$x", true),
             ("к*ч", "ключ", true),
         ] {
-            assert_eq!(Pattern::parse(pattern, true).unwrap().matches(text, &pod()), expected, "{pattern} {text}");
+            assert_eq!(
+                Pattern::parse(pattern, true).unwrap().matches(text, &pod()),
+                expected,
+                "{pattern} {text}"
+            );
         }
     }
 

@@ -134,23 +134,54 @@ fn a_file_refuses_what_no_rule_allows() {
     let lease = ("objects", "- {objectName: a, secretPath: database/creds/api-1}");
     assert_eq!(check(&policy, &pod("team", "api-1"), &with(&[lease])), Ok(()));
     for (pod, pairs, says) in [
-        (pod("elsewhere", "web"), with(&[good]), "no rule of the node's policy is for ServiceAccount \"web\" of \
-            namespace \"elsewhere\""),
+        (
+            pod("elsewhere", "web"),
+            with(&[good]),
+            "no rule of the node's policy is for ServiceAccount \"web\" of \
+            namespace \"elsewhere\"",
+        ),
         (pod("teams", "web"), with(&[good]), "no rule"),
         (pod("team", "other"), with(&[good]), "no rule"),
-        (web.clone(), with(&[good, ("vaultAddress", "https://second:8200")]), "rule \"team\" of the node's policy \
-            refuses address \"https://second:8200\": allowed: \"https://vault:8200\";"),
+        (
+            web.clone(),
+            with(&[good, ("vaultAddress", "https://second:8200")]),
+            "rule \"team\" of the node's policy \
+            refuses address \"https://second:8200\": allowed: \"https://vault:8200\";",
+        ),
         (web.clone(), with(&[good, ("vaultNamespace", "tenant/child")]), "refuses vaultNamespace"),
         (web.clone(), with(&[good, ("vaultNamespace", "")]), "refuses vaultNamespace \"\""),
         (web.clone(), with(&[good, ("vaultAuthMountPath", "other")]), "refuses authMount \"other\""),
-        (web.clone(), with(&[good, ("roleName", "team")]), "refuses role \"team\": allowed: \"${namespace}-*\""),
-        (pod("team-b", "web"), with(&[good, ("roleName", "team-b-x")]), "refuses path \
-            \"tenant/secret/data/team/a/b\" of object \"a\""),
-        (web.clone(), with(&[("objects", "- {objectName: a, secretPath: secret/data/teamx/a}")]), "refuses path"),
-        (web.clone(), with(&[("objects", "- {objectName: a, secretPath: secret/data/team}")]), "refuses path"),
-        (web.clone(), with(&[("objects", "- {objectName: a, secretPath: x/secret/data/team/a}")]), "refuses path"),
-        (web.clone(), with(&[("objects", "- {objectName: a, secretPath: secret/data/team/a, method: PUT}")]),
-            "refuses write \"PUT tenant/secret/data/team/a\" of object \"a\": it has no \"writes: allow\""),
+        (
+            web.clone(),
+            with(&[good, ("roleName", "team")]),
+            "refuses role \"team\": allowed: \"${namespace}-*\"",
+        ),
+        (
+            pod("team-b", "web"),
+            with(&[good, ("roleName", "team-b-x")]),
+            "refuses path \
+            \"tenant/secret/data/team/a/b\" of object \"a\"",
+        ),
+        (
+            web.clone(),
+            with(&[("objects", "- {objectName: a, secretPath: secret/data/teamx/a}")]),
+            "refuses path",
+        ),
+        (
+            web.clone(),
+            with(&[("objects", "- {objectName: a, secretPath: secret/data/team}")]),
+            "refuses path",
+        ),
+        (
+            web.clone(),
+            with(&[("objects", "- {objectName: a, secretPath: x/secret/data/team/a}")]),
+            "refuses path",
+        ),
+        (
+            web.clone(),
+            with(&[("objects", "- {objectName: a, secretPath: secret/data/team/a, method: PUT}")]),
+            "refuses write \"PUT tenant/secret/data/team/a\" of object \"a\": it has no \"writes: allow\"",
+        ),
         (pod("ops", "x"), with(&[good]), "rule 2 of the node's policy refuses vaultNamespace \"tenant\""),
     ] {
         let refused = check(&policy, &pod, &pairs).unwrap_err();

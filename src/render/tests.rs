@@ -26,7 +26,14 @@ fn spec(objects: &str) -> VolumeSpec {
 }
 
 fn answer(body: SecretBody) -> Secret {
-    Secret { body, lease: None, lifetime: None, kv_version: None, warnings: vec![], since: BootTime::default() }
+    Secret {
+        body,
+        lease: None,
+        lifetime: None,
+        kv_version: None,
+        warnings: vec![],
+        since: BootTime::default(),
+    }
 }
 
 fn envelope(data: Value) -> Envelope {
@@ -61,8 +68,11 @@ fn values_follow_the_rule_of_the_vault_provider() {
         ("k", json!({"data": "text", "k": "outer"}), "outer"),
         ("data", json!({"data": "text"}), "text"),
         ("data", json!({"data": ["a"]}), r#"["a"]"#),
-        ("k", json!({"k": {"b": "<&>\u{2028}\u{2029}", "a": [1, true, null]}}),
-            r#"{"a":[1,true,null],"b":"\u003c\u0026\u003e\u2028\u2029"}"#),
+        (
+            "k",
+            json!({"k": {"b": "<&>\u{2028}\u{2029}", "a": [1, true, null]}}),
+            r#"{"a":[1,true,null],"b":"\u003c\u0026\u003e\u2028\u2029"}"#,
+        ),
         ("k", json!({"k": null}), "null"),
         ("k", json!({"k": false}), "false"),
         ("k", json!({"k": ""}), ""),
@@ -109,11 +119,11 @@ fn a_missing_key_names_the_keys_there_are() {
     assert_eq!(
         text,
         "object \"f\": key \"pasword\" does not exist at the secret path secret/data/app; it has the keys \
-         password, user"
+         \"password\", \"user\""
     );
     let many = (0..25).map(|n| (format!("k{n:02}"), json!("canary"))).collect::<serde_json::Map<_, _>>();
     let text = json(&key("x", ""), Value::Object(many)).unwrap_err().to_string();
-    assert!(text.ends_with("k18, k19 and 5 more") && !text.contains("canary"), "{text}");
+    assert!(text.ends_with("\"k18\", \"k19\" and 5 more") && !text.contains("canary"), "{text}");
     for data in [Value::Null, json!({}), json!({"data": {}})] {
         assert!(json(&key("x", ""), data).unwrap_err().to_string().ends_with("it has no keys"));
     }
@@ -167,7 +177,8 @@ fn raw_bodies_are_files_as_they_are() {
 
 #[test]
 fn version_hash_keyed() {
-    let objects = "- {objectName: a, secretPath: s, secretKey: k}\n- {objectName: b, secretPath: s, secretKey: k}";
+    let objects =
+        "- {objectName: a, secretPath: s, secretKey: k}\n- {objectName: b, secretPath: s, secretKey: k}";
     let spec = spec(objects);
     let secrets: BTreeMap<_, _> = spec
         .requests()
@@ -181,7 +192,11 @@ fn version_hash_keyed() {
     assert_eq!((first[0].0.as_str(), first[1].0.as_str()), ("a", "b"));
     assert_ne!(first[0].1, first[1].1, "equal values must not show as equal");
     assert_ne!(first[0].1, other_node[0].1);
-    assert!(first.iter().all(|(_, version)| version.len() == 32 && version.bytes().all(|b| b.is_ascii_hexdigit())));
+    assert!(
+        first
+            .iter()
+            .all(|(_, version)| version.len() == 32 && version.bytes().all(|b| b.is_ascii_hexdigit()))
+    );
     let key = DigestKey::new(&[1; 32]);
     assert_ne!(key.version("ab", b"c"), key.version("a", b"bc"));
 }

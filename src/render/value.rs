@@ -65,7 +65,8 @@ fn lookup(object: &Object, key: &str, data: &Value) -> Result<Vec<u8>, RenderErr
             Ok(out)
         }
         None => {
-            let mut found: Vec<_> = data.as_object().map(|map| map.keys().cloned().collect()).unwrap_or_default();
+            let mut found: Vec<_> =
+                data.as_object().map(|map| map.keys().cloned().collect()).unwrap_or_default();
             found.sort_unstable();
             let total = found.len();
             found.truncate(MAX_NAMED_KEYS);
@@ -102,8 +103,11 @@ fn response(envelope: &Envelope) -> Content {
     out.extend_from_slice(b",\"lease_id\":");
     json::write_string(&mut out, &envelope.lease_id);
     out.extend_from_slice(
-        format!(",\"lease_duration\":{},\"renewable\":{},\"data\":", envelope.lease_duration, envelope.renewable)
-            .as_bytes(),
+        format!(
+            ",\"lease_duration\":{},\"renewable\":{},\"data\":",
+            envelope.lease_duration, envelope.renewable
+        )
+        .as_bytes(),
     );
     let start = out.len();
     json::write(&mut out, envelope.data.expose());

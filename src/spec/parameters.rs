@@ -175,17 +175,17 @@ impl<'a> Reader<'a> {
             if known.contains(name) || name.starts_with("csi.storage.k8s.io/") {
                 continue;
             }
-            let message = match IGNORED.iter().find(|(ignored, _)| ignored == name) {
+            let ignored = IGNORED.iter().find(|(ignored, _)| ignored == name);
+            self.findings.warn(name, None, || match ignored {
                 Some((_, instead)) => {
                     format!("parameter {name} is ignored, as vault-csi-provider ignores it: {instead}")
                 }
                 None => {
                     let near = values::nearest(name, known.iter().map(String::as_str));
                     let hint = near.map(|near| format!(", did you mean {near}?")).unwrap_or_default();
-                    format!("unknown parameter {name:?} is ignored{hint}")
+                    format!("unknown parameter {} is ignored{hint}", values::quote(name))
                 }
-            };
-            self.findings.warn(name, None, message);
+            });
         }
     }
 
@@ -221,7 +221,8 @@ impl<'a> Reader<'a> {
     }
 
     fn connection(&mut self, defaults: &Defaults) -> Option<Connection> {
-        let address = self.value("Address").or_else(|| defaults.address.clone().filter(|own| !own.is_empty()));
+        let address =
+            self.value("Address").or_else(|| defaults.address.clone().filter(|own| !own.is_empty()));
         let address = address.map(|address| address.trim().trim_end_matches('/').to_owned());
         if address.is_none() {
             let parameter = match self.provider {
@@ -230,9 +231,8 @@ impl<'a> Reader<'a> {
             };
             self.findings.error(SpecError::MissingAddress { parameter });
         }
-        let (name, namespace) = self
-            .given("Namespace")
-            .unwrap_or_else(|| (self.name("Namespace"), defaults.namespace.clone()));
+        let (name, namespace) =
+            self.given("Namespace").unwrap_or_else(|| (self.name("Namespace"), defaults.namespace.clone()));
         let namespace = match namespace.trim_matches('/') {
             // The server's own name of the root namespace.
             "" | "root" => Some(String::new()),
@@ -255,10 +255,11 @@ impl<'a> Reader<'a> {
             (None, None) => (defaults.ca_cert.clone(), defaults.ca_directory.clone()),
             own => own,
         };
-        let (client_cert, client_key) = match (self.value("TLSClientCertPath"), self.value("TLSClientKeyPath")) {
-            (None, None) => (defaults.client_cert.clone(), defaults.client_key.clone()),
-            own => own,
-        };
+        let (client_cert, client_key) =
+            match (self.value("TLSClientCertPath"), self.value("TLSClientKeyPath")) {
+                (None, None) => (defaults.client_cert.clone(), defaults.client_key.clone()),
+                own => own,
+            };
         if client_cert.is_some() != client_key.is_some() {
             let (given, other) = match client_cert {
                 Some(_) => ("TLSClientCertPath", "TLSClientKeyPath"),
@@ -353,7 +354,8 @@ impl<'a> Reader<'a> {
 
 fn check_names(entries: &[Entry], findings: &mut Findings) {
     let mut seen = BTreeSet::new();
-    let repeated: Vec<&Entry> = entries.iter().filter(|entry| !seen.insert(entry.object.name.as_str())).collect();
+    let repeated: Vec<&Entry> =
+        entries.iter().filter(|entry| !seen.insert(entry.object.name.as_str())).collect();
     if let Some(first) = repeated.first() {
         let names = repeated.iter().map(|entry| entry.object.name.as_str().to_owned()).collect();
         findings.error(SpecError::DuplicateNames { names, line: first.line });
@@ -363,10 +365,13 @@ fn check_names(entries: &[Entry], findings: &mut Findings) {
         let mut parents = name.match_indices('/').map(|(end, _)| &name[..end]);
         if let Some(file) = parents.find(|parent| seen.contains(parent)) {
             findings.error(SpecError::Object {
-                object: format!("{name:?}"),
+                object: values::quote(name).to_string(),
                 field: "objectName",
                 line: entry.line,
-                reason: format!("{file:?} is the file of another object and cannot be a folder too"),
+                reason: format!(
+                    "{} is the file of another object and cannot be a folder too",
+                    values::quote(file)
+                ),
             });
         }
     }

@@ -98,7 +98,10 @@ fn openbao_prefixes_are_tried_in_order() {
     assert_eq!(bao(&[("vaultRoleName", "v"), ("baoRoleName", "b")]).spec.login.role, "b");
     assert_eq!(bao(&[]).spec.login.role, "app");
     let both = read(ProviderName::Openbao, &[("baoAuthMountPath", ""), ("vaultKubernetesMountPath", "")]);
-    assert_eq!(both.unwrap_err().to_string(), "cannot set both vaultKubernetesMountPath and baoAuthMountPath");
+    assert_eq!(
+        both.unwrap_err().to_string(),
+        "cannot set both vaultKubernetesMountPath and baoAuthMountPath"
+    );
     assert!(vault(&[("baoAddress", "http://b")]).unwrap().warnings[0].contains("unknown parameter"));
 }
 
@@ -110,14 +113,8 @@ fn errors_of_parameters() {
             &[("vaultAuthMountPath", ""), ("vaultKubernetesMountPath", "")],
             "cannot set both vaultKubernetesMountPath and vaultAuthMountPath",
         ),
-        (
-            &[("objects", "")],
-            "no secrets configured - the provider will not read any secret material",
-        ),
-        (
-            &[("objects", "[]")],
-            "no secrets configured - the provider will not read any secret material",
-        ),
+        (&[("objects", "")], "no secrets configured - the provider will not read any secret material"),
+        (&[("objects", "[]")], "no secrets configured - the provider will not read any secret material"),
         (
             &[("vaultSkipTLSVerify", "yes")],
             "parameter vaultSkipTLSVerify: \"yes\" is not a boolean, write \"true\" or \"false\"",
@@ -134,10 +131,7 @@ fn errors_of_parameters() {
             &[("vaultTLSClientKeyPath", "/k")],
             "parameter vaultTLSClientKeyPath: needs vaultTLSClientCertPath beside it",
         ),
-        (
-            &[("fileOwner", "root")],
-            "parameter fileOwner: \"root\" is not a numeric id, write one like 10001",
-        ),
+        (&[("fileOwner", "root")], "parameter fileOwner: \"root\" is not a numeric id, write one like 10001"),
         (
             &[("fileOwner", "1:2"), ("fileGroup", "3")],
             "parameter fileGroup: the group is given in fileOwner already",
@@ -153,8 +147,11 @@ fn errors_of_parameters() {
             "parameter objects (line 1): entry #1 is text, expected a mapping",
         ),
         (
-            &[("objects", "- {objectName: b, secretPath: c}\n- {objectName: b, secretPath: d}\n- {objectName: \
-                b, secretPath: d}")],
+            &[(
+                "objects",
+                "- {objectName: b, secretPath: c}\n- {objectName: b, secretPath: d}\n- {objectName: \
+                b, secretPath: d}",
+            )],
             "each `objectName` within a SecretProviderClass must be unique, but the following keys were \
              duplicated: b, b",
         ),
@@ -163,10 +160,7 @@ fn errors_of_parameters() {
             "object \"a/b\" (line 1): objectName: \"a\" is the file of another object and cannot be a folder \
              too",
         ),
-        (
-            &[("objects", "- secretPath: c")],
-            "object #1 (line 1): objectName: is missing",
-        ),
+        (&[("objects", "- secretPath: c")], "object #1 (line 1): objectName: is missing"),
         (
             &[("objects", "- objectName: a\n- objectName: b\n  secretPath: c")],
             "object \"a\" (line 1): secretPath: is missing",
@@ -179,7 +173,9 @@ fn errors_of_parameters() {
         assert_eq!(vault(pairs).unwrap_err().to_string(), expected, "{pairs:?}");
     }
     let none = Defaults { address: None, ..defaults() };
-    for (provider, parameter) in [(ProviderName::Vault, "vaultAddress"), (ProviderName::Openbao, "baoAddress")] {
+    for (provider, parameter) in
+        [(ProviderName::Vault, "vaultAddress"), (ProviderName::Openbao, "baoAddress")]
+    {
         let error = parse(provider, &attributes(&[]), FileMode::DEFAULT, &none).unwrap_err();
         assert_eq!(error, SpecError::MissingAddress { parameter });
     }
@@ -188,13 +184,19 @@ fn errors_of_parameters() {
 #[test]
 fn errors_of_objects_name_field_and_line() {
     for (fields, expected) in [
-        ("  filePermission: 644", "filePermission: 644 is decimal and has bits outside 0777, write 0644 for octal"),
+        (
+            "  filePermission: 644",
+            "filePermission: 644 is decimal and has bits outside 0777, write 0644 for octal",
+        ),
         ("  encoding: rot13", "encoding: invalid encoding type. Should be utf-8, base64, or hex"),
         ("  method: LIST", "method: \"LIST\" does not read a secret, use GET, PUT or POST"),
         ("  method: [GET]", "method: is a list, expected text"),
         ("  secretArgs: x", "secretArgs: is text, expected a mapping"),
         ("  overlap: 30", "overlap: \"30\" is not a duration, write one like \"30s\", \"5m\" or \"1h30m\""),
-        ("  refreshPolicy: periodic", "refreshPolicy: \"periodic\" is not one of Periodic, CreatedOnce, OnChange"),
+        (
+            "  refreshPolicy: periodic",
+            "refreshPolicy: \"periodic\" is not one of Periodic, CreatedOnce, OnChange",
+        ),
         ("  fileOwner: {user: 1}", "fileOwner: has fields other than uid and gid"),
         ("  fileOwner: {uid: -1}", "fileOwner: \"-1\" is not a numeric id, write one like 10001"),
         ("  fileOwner: {}\n  fileGroup: x", "fileGroup: \"x\" is not a numeric id, write one like 10001"),
@@ -228,7 +230,8 @@ fn fields_of_objects() {
     assert_eq!(one("  secretKey: true").key.as_deref(), Some("true"));
     assert_eq!(one("  secretKey: ''").key, None);
     assert_eq!(one("  method: put").request.method, Method::Put);
-    let args = "  method: POST\n  secretArgs: {ttl: 24h, n: 12345678901234567890.10, b: {y: 1, x: [true, ~]}}";
+    let args =
+        "  method: POST\n  secretArgs: {ttl: 24h, n: 12345678901234567890.10, b: {y: 1, x: [true, ~]}}";
     assert_eq!(
         one(args).request.args.as_deref(),
         Some(r#"{"b":{"x":[true,null],"y":1},"n":12345678901234567890.10,"ttl":"24h"}"#)
@@ -278,7 +281,10 @@ fn owners_of_the_volume_go_to_objects_without_one() {
 #[test]
 fn what_is_strange_warns_and_mounts() {
     for (pairs, says) in [
-        (&[("vaultAdress", "x")][..], "unknown parameter \"vaultAdress\" is ignored, did you mean vaultAddress?"),
+        (
+            &[("vaultAdress", "x")][..],
+            "unknown parameter \"vaultAdress\" is ignored, did you mean vaultAddress?",
+        ),
         (&[("usePodIdentity", "x")], "unknown parameter \"usePodIdentity\" is ignored"),
         (
             &[("vaultCAPem", "x")],
@@ -315,8 +321,11 @@ fn collect_shows_every_error() {
     let pairs = [
         ("roleName", ""),
         ("vaultSkipTLSVerify", "maybe"),
-        ("objects", "- {objectName: .., secretPath: a//b, method: LIST}\n- {secretPath: c}\n- {objectName: ok, \
-          secretPath: d}"),
+        (
+            "objects",
+            "- {objectName: .., secretPath: a//b, method: LIST}\n- {secretPath: c}\n- {objectName: ok, \
+          secretPath: d}",
+        ),
     ];
     let found = collect(ProviderName::Vault, &attributes(&pairs), FileMode::DEFAULT, &defaults());
     assert!(found.spec.is_none());

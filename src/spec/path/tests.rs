@@ -79,7 +79,7 @@ fn path_canonical_matrix() {
         ("secret/\tdata/app", E::Control),
         ("secret/data/app\x7f", E::Control),
         ("secret/data/app\u{85}", E::Control),
-        ("secret/data/аpp", E::NotAscii), // Cyrillic а
+        ("secret/data/аpp", E::NotAscii),   // Cyrillic а
         ("secret／data／app", E::NotAscii), // full-width solidus
         ("secret/data\u{2215}app", E::NotAscii),
         ("secret/․․/sys", E::NotAscii), // one-dot leaders
@@ -149,8 +149,22 @@ fn object_paths_follow_the_driver() {
 // Spellings around what is dangerous, rather than uniformly random text.
 fn spelling() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
-        Just("/"), Just("."), Just(".."), Just("v1/"), Just("%2f"), Just("%"), Just("#"), Just("?"),
-        Just("\\"), Just("\0"), Just("\n"), Just(" "), Just("é"), Just("a"), Just("secret"), Just("data"),
+        Just("/"),
+        Just("."),
+        Just(".."),
+        Just("v1/"),
+        Just("%2f"),
+        Just("%"),
+        Just("#"),
+        Just("?"),
+        Just("\\"),
+        Just("\0"),
+        Just("\n"),
+        Just(" "),
+        Just("é"),
+        Just("a"),
+        Just("secret"),
+        Just("data"),
     ];
     prop::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat())
 }

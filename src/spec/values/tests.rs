@@ -30,7 +30,9 @@ fn durations_are_go_durations() {
     ] {
         assert_eq!(duration(text).map(|found| found.as_millis()), Ok(millis), "{text}");
     }
-    for text in ["", "30", "s", "1d", "-5s", "5 m", "1h30", "1..5s", ".", "9e9h", "99999999999999h", "5M", "∞"] {
+    for text in
+        ["", "30", "s", "1d", "-5s", "5 m", "1h30", "1..5s", ".", "9e9h", "99999999999999h", "5M", "∞"]
+    {
         assert!(duration(text).is_err(), "{text:?}");
     }
 }

@@ -81,7 +81,8 @@ fn what_go_refuses_or_we_do_not_read_names_the_line() {
 #[test]
 fn one_bad_document_hides_no_other() {
     let found = documents("a: 1\n---\nb: [\n---\nc: 3\n---\n");
-    let summary: Vec<_> = found.iter().map(|found| found.as_ref().map(Node::describe).map_err(|e| e.line)).collect();
+    let summary: Vec<_> =
+        found.iter().map(|found| found.as_ref().map(Node::describe).map_err(|e| e.line)).collect();
     assert_eq!(summary.len(), 4, "{summary:?}");
     assert!(summary[0].is_ok() && summary[1].is_err() && summary[2].is_ok());
 }
