@@ -1,12 +1,54 @@
 //! The node's tenancy rules: what a pod of a namespace may ask for. Evaluated on the merged attributes,
 //! before any packet is sent and any file opened.
+//!
+//! Without a policy file the [`Baseline`] holds: addresses, TLS paths, skip-verify and audiences are the
+//! operator's, everything that Vault decides by the pod's own identity is free. A policy file refuses every
+//! namespace that none of its rules names:
+//!
+//! ```yaml
+//! rules:
+//!   - name: payments
+//!     namespaces: [payments, "payments-*"]
+//!     serviceAccounts: ["*"]            # default: any
+//!     addresses: [https://vault:8200]   # default: the agent's own
+//!     vaultNamespaces: [team-a]         # "" or root is the root namespace
+//!     authMounts: [kubernetes]
+//!     roles: ["${namespace}-*"]
+//!     paths:                            # the Vault namespace is the first part of a path
+//!       - team-a/secret/data/${namespace}/**
+//!       - team-a/database/creds/${namespace}-${serviceAccount}
+//!     writes: allow                     # PUT and POST; default: deny
+//!     audiences: [vault]                # default: the provider's, and the operator's list
+//!     tlsDirs: [/etc/leasehold/tls]     # default: the operator's list
+//!     skipTLSVerify: deny               # default: deny
+//! ```
+//!
+//! `*` stands for any part of one segment, `**` for one or more whole segments. A list that is left out
+//! narrows nothing: what the baseline allows. A pod may have what any one of the rules that name it allows.
 
-use crate::spec::{PodIdentity, ProviderName, VolumeSpec};
+use std::fmt;
+
+use crate::spec::{PodIdentity, ProviderName, VolumeSpec, values::quote};
+
+pub use address::address_key;
+
+mod address;
+mod file;
+mod limits;
+mod pattern;
+#[cfg(test)]
+mod tests;
+
+use limits::Limits;
+use pattern::Pattern;
+
+/// The end of every refusal.
+const ADVICE: &str = "to see the smallest policy that allows it: leasehold check --suggest-policy DIR";
 
 /// What is allowed without a policy file: from the operator's flags.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Baseline {
-    /// The agent's own addresses and `--allow-vault-address`.
+    /// The agent's own addresses and `--allow-vault-address`. One that is no address allows nothing.
     pub addresses: Vec<String>,
     /// `--allow-tls-dir`.
     pub tls_dirs: Vec<std::path::PathBuf>,
@@ -18,21 +60,113 @@ pub struct Baseline {
 
 /// Why a volume is refused: names the rule and the command that suggests the smallest policy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {}
+pub enum Refusal {
+    /// A policy file is in force and none of its rules names the pod.
+    #[error(
+        "no rule of the node's policy is for ServiceAccount {service_account:?} of namespace {namespace:?}; \
+         {ADVICE}"
+    )]
+    NoRule {
+        /// The pod's namespace.
+        namespace: String,
+        /// The pod's ServiceAccount.
+        service_account: String,
+    },
+    /// A rule is for the pod, and does not allow what it asks for.
+    #[error("{rule} refuses {asked}: {reason}; {ADVICE}")]
+    Refused {
+        /// The rule. Of several that are for the pod, the one that allowed most.
+        rule: RuleName,
+        /// What was asked for: the parameter or the object, and its value.
+        asked: Asked,
+        /// What the rule allows.
+        reason: String,
+    },
+}
+
+/// Names a rule in a refusal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RuleName {
+    /// No policy file: the operator's flags.
+    Baseline,
+    /// A rule of the file, by its `name`, or by its number from 1.
+    File(String),
+}
+
+impl fmt::Display for RuleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Baseline => f.write_str("the node"),
+            Self::File(name) => write!(f, "rule {name} of the node's policy"),
+        }
+    }
+}
+
+/// One thing that a volume asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// `objectName`, where it is an object's.
+    pub object: Option<String>,
+    /// What it is, as the policy file spells it in the singular.
+    pub what: &'static str,
+    /// Its value in canonical form.
+    pub value: String,
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.what, quote(&self.value))?;
+        self.object.as_ref().map_or(Ok(()), |object| write!(f, " of object {}", quote(object)))
+    }
+}
 
 /// Why a policy file is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PolicyError {}
+#[error("policy file{}: {reason}", Line(*line))]
+pub struct PolicyError {
+    /// Line of the mistake, from 1, when known.
+    pub line: Option<u64>,
+    /// The mistake.
+    pub reason: String,
+}
+
+struct Line(Option<u64>);
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |line| write!(f, " line {line}"))
+    }
+}
 
 /// The rules in force.
 #[derive(Clone, Debug)]
-pub struct Policy {}
+pub struct Policy {
+    baseline: Baseline,
+    /// `None` without a file.
+    rules: Option<Vec<Rule>>,
+}
+
+/// One rule of a file.
+#[derive(Clone, Debug)]
+struct Rule {
+    name: String,
+    namespaces: Vec<Pattern>,
+    service_accounts: Option<Vec<Pattern>>,
+    limits: Limits,
+}
+
+impl Rule {
+    fn is_for(&self, pod: &PodIdentity) -> bool {
+        let matches = |patterns: &[Pattern], text: &str| patterns.iter().any(|it| it.matches(text, pod));
+        matches(&self.namespaces, &pod.namespace)
+            && self.service_accounts.as_ref().is_none_or(|names| matches(names, &pod.service_account))
+    }
+}
 
 impl Policy {
     /// The rules without a policy file.
     pub fn baseline(baseline: Baseline) -> Self {
-        let _ = baseline;
-        Self {}
+        Self { baseline, rules: None }
     }
 
     /// The rules of a policy file over the baseline.
@@ -40,16 +174,36 @@ impl Policy {
     /// # Errors
     /// With the line of the mistake.
     pub fn from_yaml(text: &str, baseline: Baseline) -> Result<Self, PolicyError> {
-        let _ = text;
-        Ok(Self::baseline(baseline))
+        Ok(Self { baseline, rules: Some(file::read(text)?) })
     }
 
     /// Whether `pod` may have `spec`.
     ///
     /// # Errors
-    /// The first rule that refuses it.
+    /// The first thing refused; of several rules that are for the pod, by the one that allowed most.
     pub fn check(&self, provider: ProviderName, pod: &PodIdentity, spec: &VolumeSpec) -> Result<(), Refusal> {
-        let _ = (provider, pod, spec);
-        Ok(())
+        let request = limits::Request { baseline: &self.baseline, provider, pod, spec };
+        let Some(rules) = &self.rules else {
+            let refused = Limits::free().check(&request);
+            return refused.map_err(|refused| refused.by(RuleName::Baseline));
+        };
+        let mut nearest: Option<(limits::Refused, &Rule)> = None;
+        for rule in rules.iter().filter(|rule| rule.is_for(pod)) {
+            match rule.limits.check(&request) {
+                Ok(()) => return Ok(()),
+                Err(refused) => {
+                    if nearest.as_ref().is_none_or(|(best, _)| refused.progress > best.progress) {
+                        nearest = Some((refused, rule));
+                    }
+                }
+            }
+        }
+        Err(match nearest {
+            Some((refused, rule)) => refused.by(RuleName::File(rule.name.clone())),
+            None => Refusal::NoRule {
+                namespace: pod.namespace.clone(),
+                service_account: pod.service_account.clone(),
+            },
+        })
     }
 }

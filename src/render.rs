@@ -10,7 +10,7 @@ use crate::{
     backend::{DataLifetime, Secret, SecretBody},
     projection::{FileProjection, Payload},
     secret::SecretBytes,
-    spec::{ApiPath, DependencyId, Encoding, Object, VolumeSpec},
+    spec::{ApiPath, DependencyId, Encoding, Object, VolumeSpec, values::quote},
 };
 
 mod json;
@@ -90,7 +90,7 @@ pub struct Rendered {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RenderError {
     /// The read set has no answer to the object's request.
-    #[error("object {object:?}: {path} has not been read")]
+    #[error("object {}: {path} has not been read", quote(object))]
     Unread {
         /// `objectName`.
         object: String,
@@ -99,8 +99,8 @@ pub enum RenderError {
     },
     /// The answer's data has no such key.
     #[error(
-        "object {object:?}: key {key:?} does not exist at the secret path {path}; {}",
-        Keys { names: found, total: *total }
+        "object {}: key {} does not exist at the secret path {path}; {}",
+        quote(object), quote(key), Keys { names: found, total: *total }
     )]
     MissingKey {
         /// `objectName`.
@@ -115,7 +115,7 @@ pub enum RenderError {
         total: usize,
     },
     /// A `secretKey` into an answer that is no JSON.
-    #[error("object {object:?}: {path} answers with a raw body that has no keys, remove secretKey")]
+    #[error("object {}: {path} answers with a raw body that has no keys, remove secretKey", quote(object))]
     RawHasNoKeys {
         /// `objectName`.
         object: String,
@@ -123,7 +123,11 @@ pub enum RenderError {
         path: ApiPath,
     },
     /// The value is not in the encoding that the object names.
-    #[error("object {object:?}: the value of key {key:?} is not valid {encoding}, check the field encoding")]
+    #[error(
+        "object {}: the value of key {} is not valid {encoding}, check the field encoding",
+        quote(object),
+        quote(key)
+    )]
     NotEncoded {
         /// `objectName`.
         object: String,
@@ -133,7 +137,7 @@ pub enum RenderError {
         encoding: Encoding,
     },
     /// One file over [`MAX_OBJECT_LEN`].
-    #[error("object {object:?} has {len} bytes, more than {MAX_OBJECT_LEN}")]
+    #[error("object {} has {len} bytes, more than {MAX_OBJECT_LEN}", quote(object))]
     ObjectTooLarge {
         /// `objectName`.
         object: String,
@@ -157,7 +161,9 @@ impl std::fmt::Display for Keys<'_> {
         if self.names.is_empty() {
             return f.write_str("it has no keys");
         }
-        write!(f, "it has the keys {}", self.names.join(", "))?;
+        // Keys are names that a writer of the store chose: shown on one line and with an end.
+        let names: Vec<String> = self.names.iter().map(|name| quote(name).to_string()).collect();
+        write!(f, "it has the keys {}", names.join(", "))?;
         match self.total.saturating_sub(self.names.len()) {
             0 => Ok(()),
             more => write!(f, " and {more} more"),

@@ -119,11 +119,11 @@ fn a_missing_key_names_the_keys_there_are() {
     assert_eq!(
         text,
         "object \"f\": key \"pasword\" does not exist at the secret path secret/data/app; it has the keys \
-         password, user"
+         \"password\", \"user\""
     );
     let many = (0..25).map(|n| (format!("k{n:02}"), json!("canary"))).collect::<serde_json::Map<_, _>>();
     let text = json(&key("x", ""), Value::Object(many)).unwrap_err().to_string();
-    assert!(text.ends_with("k18, k19 and 5 more") && !text.contains("canary"), "{text}");
+    assert!(text.ends_with("\"k18\", \"k19\" and 5 more") && !text.contains("canary"), "{text}");
     for data in [Value::Null, json!({}), json!({"data": {}})] {
         assert!(json(&key("x", ""), data).unwrap_err().to_string().ends_with("it has no keys"));
     }

@@ -175,17 +175,17 @@ impl<'a> Reader<'a> {
             if known.contains(name) || name.starts_with("csi.storage.k8s.io/") {
                 continue;
             }
-            let message = match IGNORED.iter().find(|(ignored, _)| ignored == name) {
+            let ignored = IGNORED.iter().find(|(ignored, _)| ignored == name);
+            self.findings.warn(name, None, || match ignored {
                 Some((_, instead)) => {
                     format!("parameter {name} is ignored, as vault-csi-provider ignores it: {instead}")
                 }
                 None => {
                     let near = values::nearest(name, known.iter().map(String::as_str));
                     let hint = near.map(|near| format!(", did you mean {near}?")).unwrap_or_default();
-                    format!("unknown parameter {name:?} is ignored{hint}")
+                    format!("unknown parameter {} is ignored{hint}", values::quote(name))
                 }
-            };
-            self.findings.warn(name, None, message);
+            });
         }
     }
 
@@ -365,10 +365,13 @@ fn check_names(entries: &[Entry], findings: &mut Findings) {
         let mut parents = name.match_indices('/').map(|(end, _)| &name[..end]);
         if let Some(file) = parents.find(|parent| seen.contains(parent)) {
             findings.error(SpecError::Object {
-                object: format!("{name:?}"),
+                object: values::quote(name).to_string(),
                 field: "objectName",
                 line: entry.line,
-                reason: format!("{file:?} is the file of another object and cannot be a folder too"),
+                reason: format!(
+                    "{} is the file of another object and cannot be a folder too",
+                    values::quote(file)
+                ),
             });
         }
     }

@@ -22,7 +22,7 @@ pub enum SpecError {
     /// Two objects of one name.
     #[error(
         "each `objectName` within a SecretProviderClass must be unique, but the following keys were duplicated: {}",
-        names.join(", ")
+        Names(names)
     )]
     DuplicateNames {
         /// Each repetition, in the order given.
@@ -106,6 +106,15 @@ impl fmt::Display for Warning {
     }
 }
 
+/// Warnings of one SecretProviderClass: a tenant's ten thousand misspelt fields shall not fill the log.
+const MAX_WARNINGS: usize = 100;
+
+/// Duplicated names that one message lists.
+const MAX_NAMES: usize = 20;
+
+/// Characters of each.
+const MAX_NAME: usize = 200;
+
 /// Everything found on the way: reading goes on after an error, so that `check` can show all of them.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
@@ -122,8 +131,29 @@ impl Findings {
         self.error(SpecError::Parameter { parameter: parameter.to_owned(), reason: reason.to_string() });
     }
 
-    pub(super) fn warn(&mut self, parameter: &str, line: Option<u64>, message: String) {
+    /// Adds a warning, whose text is made only if there is room for it.
+    pub(super) fn warn(&mut self, parameter: &str, line: Option<u64>, message: impl FnOnce() -> String) {
+        let message = match self.warnings.len() {
+            MAX_WARNINGS => "there are more warnings than are shown".to_owned(),
+            more if more > MAX_WARNINGS => return,
+            _ => message(),
+        };
         self.warnings.push(Warning { parameter: parameter.to_owned(), line, message });
+    }
+}
+
+// As upstream joins them, as far as a message has room.
+struct Names<'a>(&'a [String]);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = &self.0[..self.0.len().min(MAX_NAMES)];
+        let shown: Vec<String> = shown.iter().map(|name| name.chars().take(MAX_NAME).collect()).collect();
+        f.write_str(&shown.join(", "))?;
+        match self.0.len() - shown.len() {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
     }
 }
 

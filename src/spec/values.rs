@@ -1,24 +1,52 @@
 //! The small languages inside parameters: Go booleans and durations, modes, owners, queries.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+    time::Duration,
+};
 
 use super::{FileMode, FileOwner, yaml};
 
 #[cfg(test)]
 mod tests;
 
+/// Characters of a user's text that a message repeats: it has to fit into a gRPC status and a pod's Event.
+const MAX_QUOTED: usize = 200;
+
+/// A user's text for a message: in quotes, on one line, not longer than a name could be.
+pub(crate) struct Quoted<'a>(&'a str);
+
+/// `text` for a message.
+pub(crate) const fn quote(text: &str) -> Quoted<'_> {
+    Quoted(text)
+}
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.char_indices().nth(MAX_QUOTED) {
+            None => write!(f, "{:?}", self.0),
+            Some((end, _)) => {
+                write!(f, "{:?}", &self.0[..end])?;
+                f.write_char('…')
+            }
+        }
+    }
+}
+
 /// Go's `strconv.ParseBool`, which the incumbents read flags with.
 pub(super) fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
-        _ => Err(format!("{text:?} is not a boolean, write \"true\" or \"false\"")),
+        _ => Err(format!("{} is not a boolean, write \"true\" or \"false\"", quote(text))),
     }
 }
 
 /// Go's `time.ParseDuration` without signs: `30s`, `5m`, `1h30m`, `1.5h`, and a bare `0`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let refusal = || format!("{text:?} is not a duration, write one like \"30s\", \"5m\" or \"1h30m\"");
+    let refusal =
+        || format!("{} is not a duration, write one like \"30s\", \"5m\" or \"1h30m\"", quote(text));
     if text == "0" {
         return Ok(Duration::ZERO);
     }
@@ -56,8 +84,9 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 /// A file's mode in Go's integer notation; quoted or not. `None` for 0, which upstream takes as absent.
 /// The second part is a warning about a mode that is probably not what was meant.
 pub(super) fn mode(text: &str) -> Result<(Option<FileMode>, Option<String>), String> {
-    let value = yaml::integer(text)
-        .ok_or_else(|| format!("{text:?} is not a mode, write octal with a leading zero, like 0644"))?;
+    let value = yaml::integer(text).ok_or_else(|| {
+        format!("{} is not a mode, write octal with a leading zero, like 0644", quote(text))
+    })?;
     if value == 0 {
         return Ok((None, None));
     }
@@ -75,7 +104,7 @@ pub(super) fn mode(text: &str) -> Result<(Option<FileMode>, Option<String>), Str
         None if octal.is_some() => {
             Err(format!("{text} is decimal and has bits outside 0777, write 0{text} for octal"))
         }
-        None => Err(format!("{text} has bits outside 0777 (setuid, setgid and sticky are refused)")),
+        None => Err(format!("{} has bits outside 0777 (setuid, setgid and sticky are refused)", quote(text))),
     }
 }
 
@@ -85,7 +114,7 @@ pub(super) fn id(text: &str) -> Result<u32, String> {
     match text.parse::<u32>() {
         // The highest is chown's "leave as it is".
         Ok(id) if plain && id != u32::MAX => Ok(id),
-        _ => Err(format!("{text:?} is not a numeric id, write one like 10001")),
+        _ => Err(format!("{} is not a numeric id, write one like 10001", quote(text))),
     }
 }
 
@@ -131,7 +160,7 @@ fn unescape(text: &str) -> Result<String, String> {
 }
 
 /// The known name nearest to a mistyped one, if one is near.
-pub(super) fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+pub(crate) fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     let lower = name.to_lowercase();
     known
         .into_iter()

@@ -10,6 +10,7 @@ use std::{
     mem,
 };
 
+use super::values::quote;
 use serde_saphyr::granit_parser::{self, Event, Parser, ScalarStyle, ScanError, Tag};
 
 #[cfg(test)]
@@ -260,7 +261,10 @@ impl<'s> Reader<'s> {
                 return Err(YamlError::at(line, format!("a key is {}, expected text", key.describe())));
             };
             if !seen.insert(name.to_owned()) {
-                return Err(YamlError::at(line, format!("the key {name:?} is given twice in one mapping")));
+                return Err(YamlError::at(
+                    line,
+                    format!("the key {} is given twice in one mapping", quote(name)),
+                ));
             }
             let (event, line) = self.next()?;
             entries.push((key, self.node(event, line, depth + 1)?));
@@ -275,9 +279,10 @@ fn explain(error: &ScanError) -> YamlError {
 
 fn check_tag(tag: Option<&Tag>, allowed: &[&str], line: u64) -> Result<(), YamlError> {
     match tag {
-        Some(tag) if !(tag.is_yaml_core_schema() && allowed.contains(&tag.suffix())) => {
-            Err(YamlError::at(line, format!("the tag {}{} is not supported", tag.handle(), tag.suffix())))
-        }
+        Some(tag) if !(tag.is_yaml_core_schema() && allowed.contains(&tag.suffix())) => Err(YamlError::at(
+            line,
+            format!("the tag {} is not supported", quote(&format!("{}{}", tag.handle(), tag.suffix()))),
+        )),
         _ => Ok(()),
     }
 }

@@ -46,7 +46,7 @@ pub(in crate::spec) fn read(
     findings: &mut Findings,
 ) -> Option<Entry> {
     let name = node.get("objectName").and_then(Node::as_text).unwrap_or_default();
-    let label = if name.is_empty() { format!("#{}", index + 1) } else { format!("{name:?}") };
+    let label = if name.is_empty() { format!("#{}", index + 1) } else { values::quote(name).to_string() };
     let mut reader = Reader { node, label, findings, failed: false };
     let object = reader.object(owner);
     if reader.failed { None } else { object.map(|object| Entry { object, line: node.line }) }
@@ -105,18 +105,18 @@ impl<'a> Reader<'a> {
         if KNOWN.contains(&name) {
             return;
         }
-        let what = if IGNORED.contains(&name) {
-            format!("{name} is ignored, vault-csi-provider does not read it either")
-        } else {
+        self.warn(key.line, || {
+            if IGNORED.contains(&name) {
+                return format!("{name} is ignored, vault-csi-provider does not read it either");
+            }
             let hint = values::nearest(name, KNOWN).map(|near| format!(", did you mean {near}?"));
-            format!("unknown field {name:?} is ignored{}", hint.unwrap_or_default())
-        };
-        self.warn(key.line, &what);
+            format!("unknown field {} is ignored{}", values::quote(name), hint.unwrap_or_default())
+        });
     }
 
-    fn warn(&mut self, line: u64, what: &str) {
-        let message = format!("object {} (line {line}): {what}", self.label);
-        self.findings.warn("objects", Some(line), message);
+    fn warn(&mut self, line: u64, what: impl FnOnce() -> String) {
+        let label = &self.label;
+        self.findings.warn("objects", Some(line), || format!("object {label} (line {line}): {}", what()));
     }
 
     fn fail(&mut self, field: &'static str, line: u64, reason: impl ToString) {
@@ -158,7 +158,11 @@ impl<'a> Reader<'a> {
             "PUT" => Method::Put,
             "POST" => Method::Post,
             _ => {
-                self.fail("method", line, format!("{text:?} does not read a secret, use GET, PUT or POST"));
+                self.fail(
+                    "method",
+                    line,
+                    format!("{} does not read a secret, use GET, PUT or POST", values::quote(text)),
+                );
                 Method::Get
             }
         }
@@ -170,9 +174,11 @@ impl<'a> Reader<'a> {
             Kind::Null => None,
             Kind::Map(entries) if entries.is_empty() => None,
             Kind::Map(_) if method == Method::Get => {
-                let what = "secretArgs are ignored: they are the body of a PUT or POST, a GET takes ?name=value \
-                            in secretPath";
-                self.warn(value.line, what);
+                self.warn(value.line, || {
+                    "secretArgs are ignored: they are the body of a PUT or POST, a GET takes ?name=value in \
+                     secretPath"
+                        .into()
+                });
                 None
             }
             Kind::Map(_) => Some(value.to_json().to_string()),
@@ -195,7 +201,7 @@ impl<'a> Reader<'a> {
             }
         };
         if encoding != Encoding::Utf8 && !has_key {
-            self.warn(line, "encoding is ignored without a secretKey: the whole response is JSON");
+            self.warn(line, || "encoding is ignored without a secretKey: the whole response is JSON".into());
         }
         encoding
     }
@@ -204,7 +210,7 @@ impl<'a> Reader<'a> {
         let (text, line) = self.text("filePermission")?;
         let (mode, warning) = self.check("filePermission", line, values::mode(text))?;
         if let Some(warning) = warning {
-            self.warn(line, &format!("filePermission: {warning}"));
+            self.warn(line, || format!("filePermission: {warning}"));
         }
         mode
     }
@@ -246,7 +252,7 @@ impl<'a> Reader<'a> {
             Some(("CreatedOnce", _)) => RefreshPolicy::CreatedOnce,
             Some(("OnChange", _)) => RefreshPolicy::OnChange,
             Some((text, line)) => {
-                let reason = format!("{text:?} is not one of Periodic, CreatedOnce, OnChange");
+                let reason = format!("{} is not one of Periodic, CreatedOnce, OnChange", values::quote(text));
                 self.fail("refreshPolicy", line, reason);
                 RefreshPolicy::Periodic
             }
@@ -255,8 +261,10 @@ impl<'a> Reader<'a> {
             // External Secrets Operator's meaning of 0.
             Some(Duration::ZERO) if policy == RefreshPolicy::Periodic => (None, RefreshPolicy::CreatedOnce),
             Some(interval) if interval < MIN_REFRESH && policy == RefreshPolicy::Periodic => {
-                let what = format!("refreshInterval is raised to {MIN_REFRESH:?}, the shortest there is");
-                self.warn(self.node.get("refreshInterval").map_or(self.node.line, |value| value.line), &what);
+                let line = self.node.get("refreshInterval").map_or(self.node.line, |value| value.line);
+                self.warn(line, || {
+                    format!("refreshInterval is raised to {MIN_REFRESH:?}, the shortest there is")
+                });
                 (Some(MIN_REFRESH), policy)
             }
             interval => (interval.filter(|_| policy == RefreshPolicy::Periodic), policy),
