@@ -23,8 +23,9 @@ pub mod proxy;
 pub mod stage;
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
-    sync::OnceLock,
+    sync::{Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -90,10 +91,18 @@ pub fn until<T>(
     }
 }
 
-/// A loopback port that was free a moment ago.
+/// A loopback port that is free and that nobody else of this process was given: below the range from which
+/// the kernel serves outgoing connections, so that none of those takes it before its server does.
 pub fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a loopback port");
-    listener.local_addr().expect("the address of a bound listener").port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap();
+    loop {
+        let port = rand::random_range(20_000..32_000);
+        if !given.contains(&port) && std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            given.insert(port);
+            return port;
+        }
+    }
 }
 
 /// A random lower-case UUID, as the API server gives to every object.

@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::chown,
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, Instant},
 };
 
 use nix::unistd::User;
@@ -33,7 +34,9 @@ impl Postgres {
         let made = Command::new("setpriv")
             .args(as_postgres())
             .arg(binary("initdb"))
-            .args(["--no-sync", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "-D"])
+            .args(["--no-sync", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"])
+            // A container's /dev/shm may have 64 MiB only.
+            .args(["--wal-segsize=1", "-D"])
             .arg(&data)
             .current_dir("/")
             .output()
@@ -47,9 +50,13 @@ impl Postgres {
             command.args(as_postgres()).args(["--pdeathsig", "KILL"]).arg(binary("postgres"));
             command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-h", "127.0.0.1", "-k"]);
             command.arg(dir.path()).current_dir("/");
-            for setting in
-                ["fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=16MB"]
-            {
+            for setting in [
+                "fsync=off",
+                "synchronous_commit=off",
+                "full_page_writes=off",
+                "max_wal_size=8MB",
+                "min_wal_size=2MB",
+            ] {
                 command.args(["-c", setting]);
             }
         });
@@ -95,7 +102,7 @@ impl Postgres {
         rows.lines().map(str::to_owned).collect()
     }
 
-    /// Stops answering without closing sockets.
+    /// New connections hang from now on; those that are open go on.
     pub fn freeze(&self) {
         self.process.signal(nix::sys::signal::Signal::SIGSTOP);
     }
@@ -137,6 +144,18 @@ impl Postgres {
     /// The folder of the server, in memory.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // The immediate shutdown takes the server's own children with it; a kill would orphan them.
+        self.process.signal(nix::sys::signal::Signal::SIGQUIT);
+        self.thaw();
+        let started = Instant::now();
+        while self.process.exited().is_none() && started.elapsed() < SOON {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
