@@ -13,12 +13,13 @@ use tracing::{info, warn};
 
 use crate::{
     admin::{self, Admin, Readiness},
+    backend::vault::{Limits, VaultBackend},
     cli::{Cli, Command, VersionFormat},
     config::Config,
     metrics::Metrics,
     provider::{Edge, Mounter, Node},
     telemetry,
-    volume::VolumeManager,
+    volume::{Journal, JournalError, Settings, VolumeManager},
 };
 
 /// A command line or a configuration that makes no sense: EX_USAGE of sysexits.h.
@@ -133,8 +134,17 @@ async fn provider(config: Config) -> anyhow::Result<ExitCode> {
 
 /// Starts the worker that owns the node's volumes; returns when it can take a Mount.
 async fn start_volumes(config: &Config, reporting: &Reporting) -> anyhow::Result<VolumeManager> {
-    let _ = (config, reporting);
-    Ok(VolumeManager {})
+    let folder = config.state_dir.clone();
+    // Waiting for the lock blocks a thread, not the runtime.
+    let opened = tokio::task::spawn_blocking(move || {
+        let journal = Journal::open(&folder)?;
+        let digest_key = journal.digest_key(rand::random())?;
+        Ok::<_, JournalError>((journal, digest_key))
+    });
+    let (journal, digest_key) = opened.await.context("the state folder could not be opened")??;
+    let settings = Settings { kubelet_root: config.kubelet_root.clone(), digest_key, seed: rand::random() };
+    let backend = Arc::new(VaultBackend::new(Limits::default()));
+    Ok(VolumeManager::start(settings, backend, journal, Arc::clone(&reporting.metrics)))
 }
 
 fn mounter(manager: VolumeManager) -> Mounter {

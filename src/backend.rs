@@ -192,6 +192,8 @@ pub struct RequestContext {
     pub timeout: Duration,
     /// For the audit line: `namespace/pod` the request is made for, or the identity of a shared session.
     pub on_behalf_of: Arc<str>,
+    /// For the audit line: accessor of the session the request is made with, once it is known.
+    pub accessor: Option<Arc<str>>,
 }
 
 /// A source of secrets with sessions and leases. All futures are cancel-safe in that dropping one leaks at

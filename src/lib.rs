@@ -10,6 +10,7 @@ pub mod backend;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod lifecycle;
 pub mod metrics;
 pub mod policy;
 pub mod projection;

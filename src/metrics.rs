@@ -15,7 +15,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::{backend::FailureClass, spec::ProviderName, volume::FailureKind};
+use crate::{backend::FailureClass, lifecycle::message::Note, spec::ProviderName, volume::FailureKind};
 
 /// How a Mount was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +127,16 @@ struct ModeLabels {
     mode: Label,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SwapLabels {
+    changed: Label,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TransitionLabels {
+    transition: Label,
+}
+
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// Every metric of the process.
@@ -139,6 +149,10 @@ pub struct Metrics {
     request_seconds: Histograms<OperationLabels>,
     refusals: Family<ProviderLabels, Counter>,
     volumes: Family<ModeLabels, Gauge>,
+    swaps: Family<SwapLabels, Counter>,
+    swap_bytes: Counter<u64, AtomicU64>,
+    swap_seconds: Histogram,
+    transitions: Family<TransitionLabels, Counter>,
     panics: Counter<u64, AtomicU64>,
 }
 
@@ -163,6 +177,11 @@ impl Metrics {
         let request_seconds: Histograms<_> = Family::new_with_constructor(seconds);
         let refusals = Family::default();
         let volumes = Family::default();
+        let swaps = Family::default();
+        let swap_bytes = Counter::default();
+        // From 20 µs, one small file, by doubling.
+        let swap_seconds = Histogram::new(exponential_buckets(0.000_02, 2.0, 14));
+        let transitions = Family::default();
         let panics = Counter::default();
         registry.register("mounts", "Mount calls answered, by result", mounts.clone());
         registry.register_with_unit(
@@ -180,13 +199,43 @@ impl Metrics {
         );
         registry.register("policy_refusals", "Mount calls that the node's policy refused", refusals.clone());
         registry.register("volumes", "Volumes held, by who writes their files", volumes.clone());
+        registry.register(
+            "swaps",
+            "Renders brought to a volume, by whether anything was written",
+            swaps.clone(),
+        );
+        registry.register("swap_written_bytes", "Bytes of files written", swap_bytes.clone());
+        registry.register_with_unit(
+            "swap_duration",
+            "Time a volume was open for one write",
+            Unit::Seconds,
+            swap_seconds.clone(),
+        );
+        registry.register(
+            "transitions",
+            "What happened to volumes, leases and sessions, as the log tells it",
+            transitions.clone(),
+        );
         registry.register("panics", "Panics caught at the edge or in a volume's step", panics.clone());
         registry.register(
             "build",
             "The version that runs",
             Info::new(vec![("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
         );
-        Self { registry, mounts, mount_seconds, requests, request_seconds, refusals, volumes, panics }
+        Self {
+            registry,
+            mounts,
+            mount_seconds,
+            requests,
+            request_seconds,
+            refusals,
+            volumes,
+            swaps,
+            swap_bytes,
+            swap_seconds,
+            transitions,
+            panics,
+        }
     }
 
     /// Counts an answered Mount that took `took`.
@@ -207,6 +256,19 @@ impl Metrics {
     /// Counts a Mount that the policy refused.
     pub fn refused(&self, provider: ProviderName) {
         self.refusals.get_or_create(&ProviderLabels { provider: Label(provider.as_str()) }).inc();
+    }
+
+    /// Counts a render that was brought to a volume.
+    pub fn swapped(&self, changed: bool, bytes: usize, took: Duration) {
+        let changed = Label(if changed { "true" } else { "false" });
+        self.swaps.get_or_create(&SwapLabels { changed }).inc();
+        self.swap_bytes.inc_by(u64::try_from(bytes).unwrap_or(u64::MAX));
+        self.swap_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts a transition of the lifecycle.
+    pub fn noted(&self, note: &Note) {
+        self.transitions.get_or_create(&TransitionLabels { transition: Label(note.name()) }).inc();
     }
 
     /// Counts a caught panic.

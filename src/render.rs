@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use aws_lc_rs::hmac;
 
 use crate::{
-    backend::Secret,
+    backend::{DataLifetime, Secret, SecretBody},
     projection::{FileProjection, Payload},
+    secret::SecretBytes,
     spec::{ApiPath, DependencyId, Encoding, Object, VolumeSpec},
 };
 
@@ -38,6 +39,31 @@ impl DigestKey {
     /// A key from 32 random bytes.
     pub fn new(bytes: &[u8; 32]) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
+    }
+
+    /// A digest of an answer's data: equal digests are equal data. Its envelope (request id, lease) is not in it.
+    pub fn digest(&self, secret: &Secret) -> [u8; VERSION_LEN] {
+        let mut context = hmac::Context::with_key(&self.0);
+        match &secret.body {
+            SecretBody::Json(envelope) => {
+                context.update(b"json");
+                let mut data = envelope.data.clone();
+                if matches!(secret.lifetime, Some(DataLifetime::Rotates { .. })) {
+                    // The time left until the rotation is not part of what is rotated.
+                    data.remove("ttl");
+                }
+                let text = serde_json::to_vec(data.expose()).map(SecretBytes::new);
+                context.update(text.as_ref().map(SecretBytes::expose).unwrap_or_default());
+                context.update(&secret.kv_version.unwrap_or_default().to_be_bytes());
+            }
+            SecretBody::Raw(bytes) => {
+                context.update(b"raw");
+                context.update(bytes.expose());
+            }
+        }
+        let mut digest = [0; VERSION_LEN];
+        digest.copy_from_slice(&context.sign().as_ref()[..VERSION_LEN]);
+        digest
     }
 
     // Lengths in front keep (`ab`, `c`) and (`a`, `bc`) apart.

@@ -87,6 +87,12 @@ impl SecretJson {
     pub fn expose(&self) -> &serde_json::Value {
         &self.0
     }
+
+    /// Removes a key of an object and wipes its value.
+    pub fn remove(&mut self, key: &str) {
+        let removed = self.0.as_object_mut().and_then(|object| object.remove(key));
+        drop(removed.map(Self));
+    }
 }
 
 impl fmt::Debug for SecretJson {

@@ -3,20 +3,32 @@
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Instant};
 
+pub use journal::{Journal, JournalError};
+pub use report::{DependencyReport, NextReport, VolumeReport};
+pub use worker::Settings;
+
 use crate::{
+    backend::SecretBackend,
+    metrics::Metrics,
     secret::SecretString,
     spec::{PodIdentity, ProviderName, VolumeSpec},
 };
 
+mod execute;
+mod holdings;
+mod journal;
+mod report;
+mod worker;
+
 /// Names a volume: the target path on the host, as the kubelet chose it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
-pub struct VolumeKey(PathBuf);
+pub struct VolumeKey(Arc<std::path::Path>);
 
 impl VolumeKey {
     /// A key for `path`, which the edge has checked to be a volume of the kubelet's.
     pub fn new(path: PathBuf) -> Self {
-        Self(path)
+        Self(path.into())
     }
 
     /// The target path.
@@ -118,18 +130,82 @@ impl MountFailure {
     }
 }
 
+/// Which volumes a person asks about.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Selector {
+    /// Every volume of the node.
+    All,
+    /// Those of one pod.
+    Pod {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+}
+
+impl Selector {
+    fn matches(&self, pod: &PodIdentity) -> bool {
+        match self {
+            Self::All => true,
+            Self::Pod { namespace, name } => pod.namespace == *namespace && pod.name == *name,
+        }
+    }
+}
+
+type Reply<T> = tokio::sync::oneshot::Sender<T>;
+
+#[derive(Debug)]
+enum Command {
+    Mount(Box<MountCommand>, Reply<Result<MountAnswer, MountFailure>>),
+    List(Reply<Vec<VolumeReport>>),
+    Refresh(Selector, Reply<usize>),
+}
+
 /// Handle to the one worker; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct VolumeManager {}
+pub struct VolumeManager {
+    commands: tokio::sync::mpsc::Sender<Command>,
+}
 
 impl VolumeManager {
+    /// Takes up what the journal holds and starts the worker; must be called within a runtime.
+    pub fn start<B: SecretBackend>(
+        settings: Settings,
+        backend: Arc<B>,
+        journal: Journal,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        worker::Worker::start(settings, backend, journal, metrics)
+    }
+
     /// Asks for a volume to be what the command says, and waits for the outcome. Dropping the future leaves
     /// the work in flight; a retry with the same attributes joins it.
     ///
     /// # Errors
     /// What the pod's events should say; never a reason to retry in this process.
     pub async fn mount(&self, command: MountCommand) -> Result<MountAnswer, MountFailure> {
-        let _ = command;
-        Err(MountFailure::new(FailureKind::Internal, "the worker has stopped"))
+        self.ask(|reply| Command::Mount(Box::new(command), reply))
+            .await
+            .unwrap_or_else(|| Err(MountFailure::new(FailureKind::Internal, STOPPED)))
+    }
+
+    /// Every volume of the node; `None` when the worker has stopped.
+    pub async fn list(&self) -> Option<Vec<VolumeReport>> {
+        self.ask(Command::List).await
+    }
+
+    /// Checks values now; how many volumes that concerns, `None` when the worker has stopped.
+    pub async fn refresh(&self, selector: Selector) -> Option<usize> {
+        self.ask(|reply| Command::Refresh(selector, reply)).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Option<T> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        self.commands.send(command(reply)).await.ok()?;
+        answer.await.ok()
     }
 }
+
+const STOPPED: &str = "leasehold is stopping; the driver will call again";

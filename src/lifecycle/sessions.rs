@@ -1,0 +1,735 @@
+//! Logins, their sharing, hand-over and revocation.
+
+use std::time::Duration;
+
+use super::{
+    LEFTOVER_COUNT, LEFTOVER_LIFE, LONG_TTL, Lifecycle, Op, SHARED_GRACE, TimerKey,
+    backoff::Pace,
+    message::{Action, Lane, Note, OpId, Request, TokenTimes},
+    renewal::{Step, Term, decide, replace_by},
+    session::{Session, SessionId, SessionState},
+    volume::Reason,
+};
+use crate::{
+    backend::{BackendError, FailureClass, Renewed, SessionTerms},
+    clock::BootTime,
+    spec::DEFAULT_OVERLAP,
+    volume::VolumeKey,
+};
+
+/// How long before a ServiceAccount token ends it is used a last time, if no fresh one came: the kubelet
+/// replaces it at four fifths of its life, so by then none will.
+const LAST_LOGIN: Duration = Duration::from_secs(30);
+
+impl Lifecycle {
+    /// Starts a login with the freshest token of the session's users.
+    pub(super) fn login(&mut self, id: SessionId, lane: Lane, now: BootTime) {
+        let Some(record) = self.sessions.get(&id) else { return };
+        let source = record.succeeds.and_then(|former| self.sessions.get(&former)).unwrap_or(record);
+        let token_of = self.freshest_token(source, now).map(|(key, _)| key);
+        let (connection, login) = (record.identity.connection.clone(), record.identity.login.clone());
+        let Some(token_of) = token_of else {
+            let error = BackendError {
+                class: FailureClass::Denied,
+                message: "no usable ServiceAccount token is held; the next Mount brings one".into(),
+                retry_after: None,
+                worth_retrying: false,
+            };
+            self.login_failed(id, &error, now);
+            return;
+        };
+        let address = connection.address.clone();
+        let op =
+            self.perform(Op::Login(id), lane, Request::Login { session: id, connection, login, token_of });
+        if lane == Lane::Background {
+            self.probe(&address, op);
+        }
+        if let Some(record) = self.sessions.get_mut(&id) {
+            record.state = SessionState::New(Some(op));
+        }
+    }
+
+    fn freshest_token(&self, session: &Session, now: BootTime) -> Option<(VolumeKey, TokenTimes)> {
+        session
+            .users
+            .iter()
+            .filter_map(|key| Some((key.clone(), self.volumes.get(key)?.token?)))
+            .filter(|(_, token)| token.usable(now))
+            .max_by_key(|(_, token)| token.issued)
+    }
+
+    pub(super) fn logged_in(
+        &mut self,
+        op: OpId,
+        result: Result<(SessionTerms, BootTime), BackendError>,
+        now: BootTime,
+    ) {
+        let Some(Op::Login(id)) = self.ops.remove(&op) else { return };
+        self.observe(id, op, result.as_ref().err(), now);
+        let jitter = u32::try_from(self.jitter.next_u64() % 1001).unwrap_or(0);
+        let Some(record) = self.sessions.get_mut(&id) else { return };
+        self.dirty_sessions.insert(id);
+        match result {
+            Ok((terms, since)) => {
+                record.state = SessionState::Live;
+                record.term = Some(Term::new(since, terms.ttl, terms.renewable, jitter));
+                record.terms = Some(terms);
+                record.backoff.reset();
+                record.wait_until = None;
+                record.last_error = None;
+                let succeeds = record.succeeds.take();
+                let wanted = !record.users.is_empty() || succeeds.is_some();
+                let first = record.users.first().cloned();
+                if terms.ttl > LONG_TTL || terms.ttl.is_zero() {
+                    self.note(first.as_ref(), Note::LongTtl(terms.ttl));
+                }
+                if !wanted {
+                    self.retire_session(id, now, None);
+                    return;
+                }
+                if let Some(former) = succeeds {
+                    self.succeed(former, id, now);
+                }
+                self.login_ended(id, Ok(()), now);
+            }
+            Err(error) => self.login_failed(id, &error, now),
+        }
+        self.retime_session(id, now);
+    }
+
+    fn login_failed(&mut self, id: SessionId, error: &BackendError, now: BootTime) {
+        let Some(record) = self.sessions.get_mut(&id) else { return };
+        record.state = SessionState::New(None);
+        record.last_error = Some(error.message.clone());
+        let succeeds = record.succeeds;
+        if record.users.is_empty() && succeeds.is_none() {
+            self.forget_session(id);
+            return;
+        }
+        if let Some(former) = succeeds {
+            let pace = if super::passes(error) { Pace::BACKGROUND } else { Pace::REFUSED };
+            let wait = record.backoff.next(pace, error.retry_after, &mut self.jitter);
+            record.wait_until = Some(now + wait);
+            let what = format!("login of {}", record.on_behalf_of);
+            let first = self.sessions.get(&former).and_then(|former| former.users.first().cloned());
+            self.note(first.as_ref(), Note::Failing { what, error: error.clone(), wait });
+            self.retime_session(id, now);
+            return;
+        }
+        self.login_ended(id, Err(error), now);
+    }
+
+    /// A lease-free session takes over the users of the one it succeeds: nothing is read, nothing written.
+    fn succeed(&mut self, former: SessionId, id: SessionId, now: BootTime) {
+        let Some(old) = self.sessions.get(&former) else { return };
+        let (identity, shared) = (old.identity.clone(), old.shared);
+        let users: Vec<VolumeKey> = old.users.iter().cloned().collect();
+        if shared && self.shared.get(&identity) == Some(&former) {
+            self.shared.insert(identity, id);
+        }
+        if let Some(record) = self.sessions.get_mut(&id) {
+            record.shared = shared;
+            record.idle_since = users.is_empty().then_some(now);
+        }
+        for key in users {
+            let Some(volume) = self.volumes.get_mut(&key) else { continue };
+            if let Some(installed) = &mut volume.installed
+                && installed.session == former
+            {
+                installed.session = id;
+            }
+            let moves = volume.attempt.as_ref().is_some_and(|attempt| attempt.session == former);
+            if let Some(record) = self.sessions.get_mut(&id) {
+                record.users.insert(key.clone());
+            }
+            self.dirty_volumes.insert(key.clone());
+            if moves {
+                self.move_attempt(&key, id, now);
+            }
+            if let Some(old) = self.sessions.get_mut(&former) {
+                old.users.remove(&key);
+            }
+        }
+        self.retire_session(former, now + DEFAULT_OVERLAP, None);
+    }
+
+    /// A mount without leases lets its session serve the identity's others.
+    pub(super) fn share(&mut self, key: &VolumeKey, id: SessionId, now: BootTime) {
+        let Some(record) = self.sessions.get(&id) else { return };
+        let shareable =
+            record.terms.is_some_and(|terms| terms.shareable && terms.num_uses == 0 && terms.revocable);
+        if record.shared || !record.is_live() || !shareable {
+            return;
+        }
+        let identity = record.identity.clone();
+        let other = self.shared.get(&identity).copied().filter(|other| {
+            *other != id && self.sessions.get(other).is_some_and(|other| other.is_live() && !other.lost)
+        });
+        let Some(other) = other else {
+            let whom = super::on_behalf_of(&identity.namespace, &identity.service_account);
+            if let Some(record) = self.sessions.get_mut(&id) {
+                record.shared = true;
+                record.on_behalf_of = whom;
+            }
+            self.shared.insert(identity, id);
+            self.dirty_sessions.insert(id);
+            return;
+        };
+        if let Some(installed) = self.volumes.get_mut(key).and_then(|volume| volume.installed.as_mut()) {
+            installed.session = other;
+        }
+        if let Some(record) = self.sessions.get_mut(&other) {
+            record.users.insert(key.clone());
+            record.idle_since = None;
+        }
+        self.dirty_sessions.insert(other);
+        self.dirty_volumes.insert(key.clone());
+        self.leave_session(id, key, now, now);
+        self.retime_session(other, now);
+    }
+
+    /// `key` uses the session no more. An own session goes at `at`; a shared one some time after its last
+    /// user.
+    pub(super) fn leave_session(&mut self, id: SessionId, key: &VolumeKey, at: BootTime, now: BootTime) {
+        let Some(volume) = self.volumes.get(key).map(|volume| {
+            let installed = volume.installed.as_ref().is_some_and(|installed| installed.session == id);
+            let attempt = volume.attempt.as_ref().is_some_and(|attempt| attempt.session == id);
+            (installed && volume.refused.is_none()) || attempt
+        }) else {
+            self.drop_user(id, key, at, now);
+            return;
+        };
+        if !volume {
+            self.drop_user(id, key, at, now);
+        }
+    }
+
+    fn drop_user(&mut self, id: SessionId, key: &VolumeKey, at: BootTime, now: BootTime) {
+        let Some(record) = self.sessions.get_mut(&id) else { return };
+        record.users.remove(key);
+        self.dirty_sessions.insert(id);
+        if !record.users.is_empty() {
+            return;
+        }
+        if record.shared {
+            record.idle_since = Some(now);
+            self.retime_session(id, now);
+        } else {
+            self.retire_session(id, at, Some(key.clone()));
+        }
+    }
+
+    /// Revokes the session at `at`.
+    pub(super) fn retire_session(&mut self, id: SessionId, at: BootTime, from: Option<VolumeKey>) {
+        let Some(record) = self.sessions.get_mut(&id) else { return };
+        self.dirty_sessions.insert(id);
+        match record.state {
+            // A login in flight is given back when it ends.
+            SessionState::New(Some(_)) => {
+                record.users.clear();
+                record.succeeds = None;
+            }
+            SessionState::New(None) => self.forget_session(id),
+            SessionState::Live => {
+                record.state = SessionState::Retiring(at);
+                record.retired_from = from;
+                // What is in flight of it no longer matters.
+                record.op = None;
+                record.wait_until = None;
+                record.backoff.reset();
+                if self.shared.get(&record.identity) == Some(&id) {
+                    let identity = record.identity.clone();
+                    self.shared.remove(&identity);
+                }
+                self.set_timer(TimerKey::Session(id), Some(at));
+            }
+            SessionState::Retiring(former) => {
+                record.state = SessionState::Retiring(former.min(at));
+                let at = record.wait_until.map_or(former.min(at), |until| until.max(former.min(at)));
+                self.set_timer(TimerKey::Session(id), Some(at));
+            }
+        }
+    }
+
+    /// The pod is gone: nothing of it waits for an overlap any more.
+    pub(super) fn hurry_retired(&mut self, key: &VolumeKey, now: BootTime) {
+        let ids: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .filter(|(_, record)| record.retired_from.as_ref() == Some(key))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            self.retire_session(id, now, Some(key.clone()));
+        }
+    }
+
+    pub(super) fn forget_session(&mut self, id: SessionId) {
+        if let Some(record) = self.sessions.remove(&id)
+            && self.shared.get(&record.identity) == Some(&id)
+        {
+            self.shared.remove(&record.identity);
+        }
+        self.set_timer(TimerKey::Session(id), None);
+        self.dirty_sessions.insert(id);
+        self.actions.push_back(Action::ForgetSession(id));
+    }
+
+    /// One lease is to be given back at `at`, by itself: its session lives on.
+    pub(super) fn owe_lease(
+        &mut self,
+        id: SessionId,
+        lease: String,
+        ends: BootTime,
+        at: BootTime,
+        now: BootTime,
+    ) {
+        let Some(record) = self.sessions.get_mut(&id) else { return };
+        if !record.is_live() || ends <= at {
+            return;
+        }
+        self.dirty_sessions.insert(id);
+        if self.facts.revoke_denied.contains(&record.identity) {
+            record.leftover.push((lease.clone(), ends));
+            let first = record.users.first().cloned();
+            let ttl = now.until(ends);
+            self.note(first.as_ref(), Note::LeftToExpire { what: lease_path(&lease), ttl });
+        } else {
+            record.owed.push((lease, at));
+        }
+        self.retime_session(id, now);
+    }
+
+    pub(super) fn lease_revoked(
+        &mut self,
+        id: SessionId,
+        lease: String,
+        ends: BootTime,
+        result: Result<(), BackendError>,
+        now: BootTime,
+    ) {
+        let Some(record) = self.sessions.get_mut(&id) else { return };
+        self.dirty_sessions.insert(id);
+        let first = record.users.first().cloned();
+        match result {
+            Ok(()) => {
+                record.backoff.reset();
+                self.note(first.as_ref(), Note::Revoked(format!("a lease of {}", lease_path(&lease))));
+            }
+            Err(error) if super::passes(&error) => {
+                let wait = record.backoff.next(Pace::REVOKE, error.retry_after, &mut self.jitter);
+                record.owed.push((lease, now + wait));
+            }
+            Err(error) => {
+                if error.class == FailureClass::Denied {
+                    self.facts.revoke_denied.insert(record.identity.clone());
+                }
+                record.leftover.push((lease.clone(), ends));
+                let ttl = now.until(ends);
+                self.note(first.as_ref(), Note::LeftToExpire { what: lease_path(&lease), ttl });
+            }
+        }
+        self.retime_session(id, now);
+    }
+
+    pub(super) fn session_renewed(
+        &mut self,
+        id: SessionId,
+        result: Result<Renewed, BackendError>,
+        now: BootTime,
+    ) {
+        let jitter = u32::try_from(self.jitter.next_u64() % 1001).unwrap_or(0);
+        let Some(record) = self.sessions.get_mut(&id) else { return };
+        if !record.is_live() {
+            return;
+        }
+        record.op = None;
+        let first = record.users.first().cloned();
+        let what = format!("session of {}", record.on_behalf_of);
+        match result {
+            Ok(Renewed { ttl, renewable, since }) => {
+                record.term = record.term.map(|term| term.renewed(since, ttl, renewable, jitter));
+                record.backoff.reset();
+                record.wait_until = None;
+                record.last_error = None;
+                self.dirty_sessions.insert(id);
+                self.note(first.as_ref(), Note::Renewed { what, ttl });
+            }
+            Err(error) => {
+                record.last_error = Some(error.message.clone());
+                if error.class == FailureClass::LeaseGone {
+                    let wait = Duration::ZERO;
+                    self.note(first.as_ref(), Note::Failing { what, error, wait });
+                    self.session_lost(id, now);
+                    return;
+                }
+                if !super::passes(&error) {
+                    record.renewal_refused = true;
+                }
+                let wait = record.backoff.next(Pace::BACKGROUND, error.retry_after, &mut self.jitter);
+                record.wait_until = Some(now + wait);
+                self.dirty_sessions.insert(id);
+                self.note(first.as_ref(), Note::Failing { what, error, wait });
+            }
+        }
+        self.retime_session(id, now);
+    }
+
+    pub(super) fn session_revoked(&mut self, id: SessionId, result: Result<(), BackendError>, now: BootTime) {
+        let Some(record) = self.sessions.get_mut(&id) else { return };
+        record.op = None;
+        let what = format!("session of {}", record.on_behalf_of);
+        let from = record.retired_from.clone();
+        match result {
+            Ok(()) => {
+                self.note(from.as_ref(), Note::Revoked(what));
+                self.forget_session(id);
+            }
+            Err(error) => {
+                let wait = record.backoff.next(Pace::REVOKE, error.retry_after, &mut self.jitter);
+                record.wait_until = Some(now + wait);
+                record.last_error = Some(error.message.clone());
+                self.dirty_sessions.insert(id);
+                self.note(from.as_ref(), Note::Failing { what: format!("revoke {what}"), error, wait });
+                self.retime_session(id, now);
+            }
+        }
+    }
+
+    /// The server does not know the session: its leases are gone with it.
+    pub(super) fn session_lost(&mut self, id: SessionId, now: BootTime) {
+        let Some(record) = self.sessions.get_mut(&id) else { return };
+        record.op = None;
+        if !record.is_live() {
+            self.forget_session(id);
+            return;
+        }
+        record.lost = true;
+        record.wait_until = None;
+        self.dirty_sessions.insert(id);
+        if self.shared.get(&record.identity) == Some(&id) {
+            let identity = record.identity.clone();
+            self.shared.remove(&identity);
+        }
+        let users: Vec<VolumeKey> = record.users.iter().cloned().collect();
+        for key in users {
+            let installed = self.volumes.get_mut(&key).and_then(|volume| volume.installed.as_mut());
+            if let Some(installed) = installed.filter(|installed| installed.session == id) {
+                for dependency in installed.dependencies.values_mut() {
+                    dependency.lost |= dependency.lease.is_some();
+                }
+            }
+        }
+        self.hand_over(id, "the server does not know the session", now);
+        self.retime_session(id, now);
+    }
+
+    /// Replaces a session before it dies, or because it died.
+    pub(super) fn hand_over(&mut self, id: SessionId, why: &str, now: BootTime) {
+        let Some(record) = self.sessions.get_mut(&id) else { return };
+        // Whatever becomes of it, not again at once.
+        record.wait_until = Some(now + Duration::from_secs(30));
+        let identity = record.identity.clone();
+        let users: Vec<VolumeKey> = record.users.iter().cloned().collect();
+        let leased = users.iter().find(|key| {
+            self.volumes.get(*key).and_then(|volume| volume.installed.as_ref()).is_some_and(|installed| {
+                installed.session == id
+                    && installed.dependencies.values().any(|dependency| dependency.lease.is_some())
+            })
+        });
+        if let Some(key) = leased.cloned() {
+            self.hand_over_volume(&key, why, now);
+            return;
+        }
+        if self.sessions.values().any(|other| other.succeeds == Some(id)) {
+            return;
+        }
+        let Some(first) = users.first() else { return };
+        let successor = self.new_session(first, identity, false);
+        if let Some(record) = self.sessions.get_mut(&successor) {
+            record.succeeds = Some(id);
+        }
+        self.dirty_sessions.insert(successor);
+        self.session_due(successor, now);
+    }
+
+    pub(super) fn hand_over_volume(&mut self, key: &VolumeKey, why: &str, now: BootTime) {
+        let Some(volume) = self.volumes.get(key) else { return };
+        let Some(installed) = &volume.installed else { return };
+        let (spec, digest) = (installed.spec.clone(), installed.digest);
+        match &volume.attempt {
+            // Somebody waits for it, or it does the same already.
+            Some(attempt)
+                if !attempt.calls.is_empty()
+                    || matches!(attempt.reason, Reason::HandOver(_) | Reason::Edit) =>
+            {
+                return;
+            }
+            Some(_) => self.abandon(key, "the session must be handed over first", now),
+            None => {}
+        }
+        self.start(key, Reason::HandOver(why.to_owned()), spec, digest, Vec::new(), now);
+        self.retime_volume(key, now);
+    }
+
+    /// Does what is due for a session, and sets its timer anew.
+    pub(super) fn session_due(&mut self, id: SessionId, now: BootTime) {
+        self.set_timer(TimerKey::Session(id), None);
+        let Some(record) = self.sessions.get(&id) else { return };
+        let address = record.identity.connection.address.clone();
+        let blocked = record.op.is_some() || record.wait_until.is_some_and(|until| now < until);
+        match record.state {
+            SessionState::New(Some(_)) => {}
+            SessionState::New(None) if record.succeeds.is_some() && !blocked => {
+                match self.admit(&address, now) {
+                    Ok(()) => self.login(id, Lane::Background, now),
+                    Err(until) => self.delay_session(id, until),
+                }
+            }
+            SessionState::New(None) => {}
+            SessionState::Retiring(at) => {
+                let dead = record.lost
+                    || record.term.is_some_and(|term| !term.ttl.is_zero() && term.ends() <= now)
+                    || record.terms.is_some_and(|terms| !terms.revocable);
+                if dead {
+                    self.forget_session(id);
+                    return;
+                }
+                if at <= now && !blocked {
+                    match self.admit(&address, now) {
+                        Ok(()) => {
+                            let op = self.perform(
+                                Op::RevokeSession(id),
+                                Lane::Background,
+                                Request::RevokeSession(id),
+                            );
+                            self.probe(&address, op);
+                            if let Some(record) = self.sessions.get_mut(&id) {
+                                record.op = Some(op);
+                            }
+                        }
+                        Err(until) => self.delay_session(id, until),
+                    }
+                }
+            }
+            SessionState::Live => self.live_session_due(id, &address, blocked, now),
+        }
+        self.retime_session(id, now);
+    }
+
+    fn live_session_due(&mut self, id: SessionId, address: &str, blocked: bool, now: BootTime) {
+        let Some(record) = self.sessions.get_mut(&id) else { return };
+        record.leftover.retain(|(_, ends)| *ends > now);
+        if record.users.is_empty() && record.idle_since.is_none_or(|since| since + SHARED_GRACE <= now) {
+            self.retire_session(id, now, None);
+            return;
+        }
+        if record.users.is_empty() && record.lost {
+            self.forget_session(id);
+            return;
+        }
+        let (due, rest): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut record.owed).into_iter().partition(|(_, at)| *at <= now);
+        record.owed = rest;
+        let ends = record.term.map_or(now, Term::ends);
+        for (lease, _) in due {
+            let request = Request::RevokeLease(id, lease.clone());
+            self.perform(Op::RevokeLease(id, lease, ends), Lane::Background, request);
+        }
+        if blocked {
+            return;
+        }
+        let Some((step, why)) = self.session_step(id, now) else { return };
+        match step {
+            Step::Renew => match self.admit(address, now) {
+                Ok(()) => {
+                    let op = self.perform(Op::RenewSession(id), Lane::Background, Request::RenewSession(id));
+                    self.probe(address, op);
+                    if let Some(record) = self.sessions.get_mut(&id) {
+                        record.op = Some(op);
+                    }
+                }
+                Err(until) => self.delay_session(id, until),
+            },
+            Step::Replace | Step::Check => self.hand_over(id, why, now),
+        }
+    }
+
+    /// What is due for a live session now, if anything.
+    fn session_step(&mut self, id: SessionId, now: BootTime) -> Option<(Step, &'static str)> {
+        let record = self.sessions.get(&id)?;
+        if self.all_silent(record) {
+            return None;
+        }
+        if record.lost {
+            return Some((Step::Replace, "the server does not know the session"));
+        }
+        if worth_hand_over(record, now) {
+            return Some((Step::Replace, "replaced leases could not be revoked one by one"));
+        }
+        if let Some(due) = self.last_login(record, now)
+            && due <= now
+        {
+            let users: Vec<VolumeKey> = record.users.iter().cloned().collect();
+            for key in users {
+                if let Some(volume) = self.volumes.get_mut(&key) {
+                    volume.handed_over_with = volume.token.map(|token| token.issued);
+                }
+            }
+            return Some((Step::Replace, "the ServiceAccount token ends and no fresh one came"));
+        }
+        let record = self.sessions.get(&id)?;
+        let term = record.effective_term()?;
+        let decision = decide(term, DEFAULT_OVERLAP)?;
+        if decision.at > now {
+            return None;
+        }
+        // Renewals that fail one by one must not carry the session over its end. While the whole server is
+        // out, a renewal finds its return as well as a login would, and costs nothing.
+        let out = self
+            .servers
+            .get(&record.identity.connection.address)
+            .is_some_and(|server| server.closed_until.is_some());
+        if decision.step == Step::Renew
+            && record.backoff.failures() > 0
+            && !out
+            && now >= replace_by(term, DEFAULT_OVERLAP)
+        {
+            return Some((Step::Replace, "renewing it kept failing"));
+        }
+        Some((decision.step, decision.why))
+    }
+
+    /// When the session should be made anew because the last ServiceAccount token held for it ends.
+    fn last_login(&self, record: &Session, now: BootTime) -> Option<BootTime> {
+        let (key, token) = self.freshest_token(record, now)?;
+        let volume = self.volumes.get(&key)?;
+        // A session that a newer login than this token's could not outlive gains nothing.
+        if volume.handed_over_with == Some(token.issued) {
+            return None;
+        }
+        let expires = token.expires?;
+        let life = expires.since(token.issued);
+        let margin = (life / 20).max(LAST_LOGIN).min(life / 2);
+        let due = token.issued + life.saturating_sub(margin);
+        record.term.filter(|term| term.since < due).map(|_| due)
+    }
+
+    fn all_silent(&self, record: &Session) -> bool {
+        !record.users.is_empty()
+            && record.users.iter().all(|key| self.volumes.get(key).is_some_and(|volume| volume.silent))
+    }
+
+    fn delay_session(&mut self, id: SessionId, until: BootTime) {
+        if let Some(record) = self.sessions.get_mut(&id) {
+            record.wait_until = Some(until);
+        }
+    }
+
+    pub(super) fn retime_session(&mut self, id: SessionId, now: BootTime) {
+        let at = self.next_of_session(id, now);
+        self.set_timer(TimerKey::Session(id), at);
+    }
+
+    fn next_of_session(&self, id: SessionId, now: BootTime) -> Option<BootTime> {
+        let record = self.sessions.get(&id)?;
+        let wait = |at: BootTime| record.wait_until.map_or(at, |until| until.max(at));
+        match record.state {
+            SessionState::New(Some(_)) => None,
+            SessionState::New(None) => record.succeeds.map(|_| wait(now)),
+            SessionState::Retiring(at) => {
+                let revoke = record.op.is_none().then(|| wait(at));
+                let ends = record.term.filter(|term| !term.ttl.is_zero()).map(Term::ends);
+                revoke.into_iter().chain(ends).min()
+            }
+            SessionState::Live => {
+                let owed = record.owed.iter().map(|(_, at)| *at).min();
+                let idle = record.idle_since.filter(|_| record.users.is_empty());
+                let idle = idle.map(|since| since + SHARED_GRACE);
+                let upkeep = if record.op.is_some() || record.users.is_empty() || self.all_silent(record) {
+                    None
+                } else if record.lost {
+                    Some(wait(now))
+                } else {
+                    let decision = record.effective_term().and_then(|term| decide(term, DEFAULT_OVERLAP));
+                    let leftover = worth_hand_over(record, now);
+                    decision
+                        .map(|decision| decision.at)
+                        .into_iter()
+                        .chain(self.last_login(record, now))
+                        .chain(leftover.then_some(now))
+                        .min()
+                        .map(wait)
+                };
+                [owed, idle, upkeep].into_iter().flatten().min()
+            }
+        }
+    }
+
+    pub(super) fn restore_sessions(&mut self, sessions: Vec<(SessionId, Session)>) {
+        for (id, mut record) in sessions {
+            self.last_id = self.last_id.max(id.0);
+            // A login in flight died with the process, and its token with it.
+            if matches!(record.state, SessionState::New(_)) {
+                self.dirty_sessions.insert(id);
+                self.actions.push_back(Action::ForgetSession(id));
+                continue;
+            }
+            record.users.clear();
+            if record.shared && record.is_live() && !record.lost {
+                self.shared.insert(record.identity.clone(), id);
+            }
+            self.sessions.insert(id, record);
+        }
+    }
+
+    /// After the volumes are back: sessions that none of them uses are given up.
+    pub(super) fn settle_sessions(&mut self, now: BootTime) {
+        for (key, volume) in &self.volumes {
+            let installed = volume.installed.as_ref().filter(|_| volume.refused.is_none());
+            let record = installed.and_then(|installed| self.sessions.get_mut(&installed.session));
+            if let Some(record) = record {
+                record.users.insert(key.clone());
+                record.idle_since = None;
+            }
+        }
+        let idle: Vec<(SessionId, bool)> = self
+            .sessions
+            .iter()
+            .filter(|(_, record)| record.is_live() && record.users.is_empty())
+            .map(|(id, record)| (*id, record.shared))
+            .collect();
+        let kept: Vec<SessionId> = self
+            .volumes
+            .values()
+            .flat_map(|volume| &volume.retired)
+            .filter_map(|retired| match retired {
+                super::volume::Retired::Session(id) => Some(*id),
+                super::volume::Retired::Lease(..) => None,
+            })
+            .collect();
+        for (id, shared) in idle {
+            if kept.contains(&id) {
+                continue;
+            }
+            if shared {
+                if let Some(record) = self.sessions.get_mut(&id) {
+                    record.idle_since = Some(record.idle_since.unwrap_or(now));
+                }
+            } else {
+                self.retire_session(id, now, None);
+            }
+        }
+    }
+}
+
+/// Whether replaced leases that could not be revoked one by one are worth a session hand-over.
+fn worth_hand_over(record: &Session, now: BootTime) -> bool {
+    record.leftover.len() >= LEFTOVER_COUNT
+        || record.leftover.iter().any(|(_, ends)| now.until(*ends) > LEFTOVER_LIFE)
+}
+
+/// The path of a lease, without its id: fit for logs.
+pub(super) fn lease_path(lease: &str) -> String {
+    lease.rsplit_once('/').map_or(lease, |(path, _)| path).to_owned()
+}

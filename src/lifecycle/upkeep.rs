@@ -1,0 +1,596 @@
+//! Timers of what is installed: renew, check, replace.
+
+use std::time::Duration;
+
+use super::{
+    Lifecycle, Op, SILENCE, TimerKey,
+    backoff::Pace,
+    message::{Action, Fetched, Lane, Note, OpId, PlanId, Request},
+    renewal::{Decision, Step, replace_by},
+    session::{SessionId, SessionState},
+    volume::{Mode, Need, Phase, Reason, Volume},
+};
+use crate::{
+    backend::{BackendError, FailureClass, Renewed},
+    clock::BootTime,
+    spec::DependencyId,
+    volume::VolumeKey,
+};
+
+/// How long upkeep waits for other work on the same volume or session.
+const BUSY: Duration = Duration::from_secs(5);
+/// After a jump of time, what is overdue comes back spread over this long.
+const JUMP_SPREAD: Duration = Duration::from_secs(5);
+/// A session older than this that is refused a read may miss a policy that its role has got since.
+const OLD_SESSION: Duration = Duration::from_secs(600);
+
+impl Lifecycle {
+    /// Does what is due for a volume, and sets its timer anew.
+    pub(super) fn volume_due(&mut self, key: &VolumeKey, now: BootTime) {
+        self.set_timer(TimerKey::Volume(key.clone()), None);
+        self.answer_overdue(key, now);
+        let Some(volume) = self.volumes.get_mut(key) else { return };
+        if !volume.is_live() && volume.grace_until.is_some_and(|until| until <= now) {
+            self.forget_volume(key, now);
+            return;
+        }
+        volume.hold_until = volume.hold_until.filter(|until| now < *until);
+        let due = volume
+            .attempt
+            .as_ref()
+            .is_some_and(|attempt| matches!(attempt.phase, Phase::Waiting(Some(until)) if until <= now));
+        if due {
+            self.resume(key, now);
+        }
+        self.notice_silence(key, now);
+        self.notice_expiry(key, now);
+        for id in self.due_dependencies(key, now) {
+            self.dependency_due(key, id, now);
+        }
+        self.retime_volume(key, now);
+    }
+
+    /// A driver-written volume shows no unmount: when Mounts stop coming it is let expire.
+    fn notice_silence(&mut self, key: &VolumeKey, now: BootTime) {
+        let Some(volume) = self.volumes.get_mut(key) else { return };
+        let Some(limit) = silence_limit(volume) else { return };
+        if volume.last_mount + limit > now {
+            return;
+        }
+        volume.silent = true;
+        let session = volume.installed.as_ref().map(|installed| installed.session);
+        self.abandon(key, "Mounts stopped coming", now);
+        self.note(Some(key), Note::Silent(limit));
+        self.dirty_volumes.insert(key.clone());
+        if let Some(session) = session {
+            self.retime_session(session, now);
+        }
+    }
+
+    fn notice_expiry(&mut self, key: &VolumeKey, now: BootTime) {
+        let Some(installed) = self.volumes.get_mut(key).and_then(|volume| volume.installed.as_mut()) else {
+            return;
+        };
+        let mut dead = Vec::new();
+        for dependency in installed.dependencies.values_mut() {
+            if !dependency.expiry_noted && dependency.ends().is_some_and(|ends| ends <= now) {
+                dependency.expiry_noted = true;
+                dead.push(dependency.request.path.to_string());
+            }
+        }
+        for path in dead {
+            self.note(Some(key), Note::Expired(path));
+        }
+    }
+
+    fn due_dependencies(&self, key: &VolumeKey, now: BootTime) -> Vec<DependencyId> {
+        let Some(installed) = self
+            .volumes
+            .get(key)
+            .filter(|volume| kept_true(volume))
+            .and_then(|volume| volume.installed.as_ref())
+        else {
+            return Vec::new();
+        };
+        installed
+            .dependencies
+            .iter()
+            .filter(|(_, dependency)| {
+                dependency.op.is_none() && dependency.decide().is_some_and(|decision| decision.at <= now)
+            })
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    fn dependency_due(&mut self, key: &VolumeKey, id: DependencyId, now: BootTime) {
+        let Some(volume) = self.volumes.get(key) else { return };
+        let Some(installed) = &volume.installed else { return };
+        let Some(dependency) = installed.dependencies.get(&id) else { return };
+        let Some(decision) = dependency.decide() else { return };
+        if volume.attempt.is_some() {
+            self.delay_dependency(key, id, now + BUSY);
+            return;
+        }
+        let address = installed.spec.connection.address.clone();
+        let session = installed.session;
+        let overdue = decision.step == Step::Renew
+            && dependency.backoff.failures() > 0
+            && !self.servers.get(&address).is_some_and(|server| server.closed_until.is_some())
+            && dependency
+                .lease
+                .as_ref()
+                .is_some_and(|(_, term)| now >= replace_by(*term, dependency.overlap));
+        match decision.step {
+            Step::Renew if !overdue => self.renew_lease(key, id, session, &address, now),
+            Step::Renew => self.replace(key, id, "renewing it kept failing", now),
+            Step::Replace => self.replace(key, id, decision.why, now),
+            Step::Check => self.check(key, id, Lane::Background, now),
+        }
+    }
+
+    fn renew_lease(
+        &mut self,
+        key: &VolumeKey,
+        id: DependencyId,
+        session: SessionId,
+        address: &str,
+        now: BootTime,
+    ) {
+        if !self.sessions.get(&session).is_some_and(|record| record.is_live() && !record.lost) {
+            self.delay_dependency(key, id, now + BUSY);
+            return;
+        }
+        if let Err(until) = self.admit(address, now) {
+            self.delay_dependency(key, id, until);
+            return;
+        }
+        let Some(volume) = self.volumes.get(key) else { return };
+        let serial = volume.serial;
+        let lease = volume
+            .installed
+            .as_ref()
+            .and_then(|installed| installed.dependencies.get(&id))
+            .and_then(|dependency| dependency.lease.as_ref())
+            .map(|(lease, _)| lease.clone());
+        let Some(lease) = lease else { return };
+        let request = Request::RenewLease(session, lease.clone());
+        let op = self.perform(Op::RenewLease(key.clone(), serial, id, lease), Lane::Background, request);
+        self.probe(address, op);
+        if let Some(dependency) = self.installed_dependency(key, id) {
+            dependency.op = Some(op);
+        }
+    }
+
+    pub(super) fn lease_renewed(
+        &mut self,
+        op: OpId,
+        key: VolumeKey,
+        serial: u64,
+        id: DependencyId,
+        lease: &str,
+        result: Result<Renewed, BackendError>,
+        now: BootTime,
+    ) {
+        let jitter = u32::try_from(self.jitter.next_u64() % 1001).unwrap_or(0);
+        let Some(volume) = self.volumes.get(&key).filter(|volume| volume.serial == serial) else { return };
+        let Some(installed) = &volume.installed else { return };
+        let address = installed.spec.connection.address.clone();
+        self.observe_server(address, op, result.as_ref().err(), now);
+        let mut jitter_source = self.jitter.clone();
+        let Some(dependency) = self.installed_dependency(&key, id) else { return };
+        if dependency.op != Some(op) || dependency.lease.as_ref().is_none_or(|(known, _)| known != lease) {
+            return;
+        }
+        dependency.op = None;
+        let what = format!("lease of {}", dependency.request.path);
+        let note = match result {
+            Ok(Renewed { ttl, renewable, since }) => {
+                if let Some((_, term)) = &mut dependency.lease {
+                    *term = term.renewed(since, ttl, renewable, jitter);
+                }
+                dependency.backoff.reset();
+                dependency.wait_until = None;
+                dependency.last_error = None;
+                dependency.expiry_noted = false;
+                Note::Renewed { what, ttl }
+            }
+            Err(error) => {
+                dependency.last_error = Some(error.message.clone());
+                let wait = match error.class {
+                    FailureClass::LeaseGone => {
+                        dependency.lost = true;
+                        dependency.wait_until = None;
+                        Duration::ZERO
+                    }
+                    FailureClass::Denied | FailureClass::Invalid | FailureClass::NotFound => {
+                        // It lives on to its end; the rule for leases that cannot be renewed replaces it.
+                        if let Some((_, term)) = &mut dependency.lease {
+                            term.renewable = false;
+                        }
+                        Duration::ZERO
+                    }
+                    FailureClass::Transient | FailureClass::Throttled | FailureClass::Sealed => {
+                        let wait =
+                            dependency.backoff.next(Pace::BACKGROUND, error.retry_after, &mut jitter_source);
+                        dependency.wait_until = Some(now + wait);
+                        wait
+                    }
+                };
+                Note::Failing { what: format!("renew {what}"), error, wait }
+            }
+        };
+        self.jitter = jitter_source;
+        self.note(Some(&key), note);
+        self.dirty_volumes.insert(key.clone());
+        self.retime_volume(&key, now);
+    }
+
+    /// Mints anew in place of a credential that dies, if the budget allows.
+    fn replace(&mut self, key: &VolumeKey, id: DependencyId, why: &str, now: BootTime) {
+        let Some(volume) = self.volumes.get(key) else { return };
+        let Some(installed) = &volume.installed else { return };
+        let Some(dependency) = installed.dependencies.get(&id) else { return };
+        let life = dependency.lease.as_ref().map_or(Duration::ZERO, |(_, term)| term.full);
+        let allowed = dependency.budget.next(life);
+        if allowed > now {
+            self.delay_dependency(key, id, allowed);
+            return;
+        }
+        let why = format!("{} ({why})", dependency.request.path);
+        let left = dependency
+            .lease
+            .as_ref()
+            .filter(|_| !dependency.lost)
+            .map_or(Duration::ZERO, |(_, term)| now.until(term.ends()));
+        let denied = self
+            .sessions
+            .get(&installed.session)
+            .is_some_and(|record| self.facts.revoke_denied.contains(&record.identity));
+        if denied && left > super::LEFTOVER_LIFE {
+            self.delay_dependency(key, id, now + BUSY);
+            self.hand_over_volume(key, &why, now);
+            return;
+        }
+        let (spec, digest) = (installed.spec.clone(), installed.digest);
+        self.start(key, Reason::Replace(why), spec, digest, Vec::new(), now);
+        self.set_need(key, id, Need::Wanted);
+        self.advance(key, now);
+    }
+
+    /// Reads a value again, once for all mounts of the identity that hold it.
+    fn check(&mut self, key: &VolumeKey, id: DependencyId, lane: Lane, now: BootTime) {
+        let Some(volume) = self.volumes.get(key) else { return };
+        let Some(installed) = &volume.installed else { return };
+        let serial = volume.serial;
+        let session = installed.session;
+        let Some(dependency) = installed.dependencies.get(&id) else { return };
+        let request = dependency.request.clone();
+        let Some(record) = self.sessions.get(&session) else { return };
+        let address = record.identity.connection.address.clone();
+        let limited = record.terms.is_some_and(|terms| terms.num_uses > 0);
+        if limited {
+            // Each request uses the token up; it is read again when the session is handed over.
+            self.delay_dependency(key, id, now + Duration::from_secs(3600));
+            return;
+        }
+        if record.state != SessionState::Live || record.lost {
+            self.delay_dependency(key, id, now + BUSY);
+            return;
+        }
+        let asked = self.peers(key, id).iter().any(|peer| {
+            peer != key
+                && self
+                    .volumes
+                    .get(peer)
+                    .and_then(|volume| volume.installed.as_ref())
+                    .and_then(|installed| installed.dependencies.get(&id))
+                    .is_some_and(|dependency| dependency.op.is_some())
+        });
+        if asked {
+            self.delay_dependency(key, id, now + BUSY);
+            return;
+        }
+        if lane == Lane::Background
+            && let Err(until) = self.admit(&address, now)
+        {
+            self.delay_dependency(key, id, until);
+            return;
+        }
+        let op = self.perform(Op::Check(key.clone(), serial, id), lane, Request::Fetch { session, request });
+        if lane == Lane::Background {
+            self.probe(&address, op);
+        }
+        if let Some(dependency) = self.installed_dependency(key, id) {
+            dependency.op = Some(op);
+        }
+    }
+
+    /// Live volumes, `key` among them, whose value for `id` the same identity may read: one answer is
+    /// everybody's.
+    fn peers(&self, key: &VolumeKey, id: DependencyId) -> Vec<VolumeKey> {
+        let record = self
+            .volumes
+            .get(key)
+            .and_then(|volume| volume.installed.as_ref())
+            .and_then(|installed| self.sessions.get(&installed.session));
+        let Some(record) = record.filter(|record| record.shared) else { return vec![key.clone()] };
+        record
+            .users
+            .iter()
+            .filter(|peer| {
+                self.volumes.get(*peer).is_some_and(|volume| {
+                    kept_true(volume)
+                        && volume
+                            .installed
+                            .as_ref()
+                            .is_some_and(|installed| installed.dependencies.contains_key(&id))
+                })
+            })
+            .cloned()
+            .collect()
+    }
+
+    pub(super) fn check_answered(
+        &mut self,
+        op: OpId,
+        key: VolumeKey,
+        serial: u64,
+        id: DependencyId,
+        result: Result<Fetched, BackendError>,
+        now: BootTime,
+    ) {
+        let known = self.volumes.get(&key).filter(|volume| volume.serial == serial);
+        let Some(installed) = known.and_then(|volume| volume.installed.as_ref()) else { return };
+        let session = installed.session;
+        self.observe(session, op, result.as_ref().err(), now);
+        let Some(dependency) = self.installed_dependency(&key, id) else { return };
+        if dependency.op != Some(op) {
+            return;
+        }
+        dependency.op = None;
+        let peers = self.peers(&key, id);
+        match result {
+            Ok(fetched) => {
+                if let Some(lease) = &fetched.lease {
+                    // It never had one: what it answers now is minted, and read again in an own session.
+                    self.owe_lease(session, lease.id.clone(), fetched.since + lease.ttl, now, now);
+                }
+                for peer in peers {
+                    self.compare(op, &peer, id, &fetched, now);
+                    self.retime_volume(&peer, now);
+                }
+            }
+            Err(error) => {
+                if error.class == FailureClass::LeaseGone {
+                    self.session_lost(session, now);
+                } else if error.class == FailureClass::Denied {
+                    self.refused_read(session, now);
+                }
+                for peer in peers {
+                    self.check_failed(&peer, id, &error, peer == key, now);
+                    self.retime_volume(&peer, now);
+                }
+            }
+        }
+        self.retime_volume(&key, now);
+    }
+
+    fn compare(&mut self, op: OpId, key: &VolumeKey, id: DependencyId, fetched: &Fetched, now: BootTime) {
+        if self.regressed(key, id, fetched.kv_version) {
+            self.delay_dependency(key, id, now + BUSY);
+            return;
+        }
+        let Some(volume) = self.volumes.get_mut(key) else { return };
+        let busy = volume.attempt.is_some();
+        let Some(installed) = &mut volume.installed else { return };
+        let (spec, digest) = (installed.spec.clone(), installed.digest);
+        let Some(dependency) = installed.dependencies.get_mut(&id) else { return };
+        dependency.backoff.reset();
+        dependency.last_error = None;
+        dependency.wait_until = None;
+        self.dirty_volumes.insert(key.clone());
+        if dependency.digest == fetched.digest && fetched.lease.is_none() {
+            dependency.since = fetched.since;
+            dependency.lifetime = fetched.lifetime;
+            dependency.kv_version = fetched.kv_version;
+            return;
+        }
+        if busy {
+            dependency.wait_until = Some(now + BUSY);
+            return;
+        }
+        let request = dependency.request.clone();
+        self.start(key, Reason::Changed, spec, digest, Vec::new(), now);
+        let plan = self.volumes.get(key).and_then(|volume| {
+            volume.attempt.as_ref().map(|attempt| PlanId {
+                key: key.clone(),
+                serial: volume.serial,
+                plan: attempt.plan,
+            })
+        });
+        if fetched.lease.is_some() {
+            self.set_need(key, id, Need::Wanted);
+        } else if let Some(plan) = plan {
+            let dependency = self.dependency(key, id, request, fetched.clone(), now);
+            self.set_need(key, id, Need::Got(Box::new(dependency)));
+            self.actions.push_back(Action::Supply(op, plan, id));
+        }
+        self.advance(key, now);
+    }
+
+    fn check_failed(
+        &mut self,
+        key: &VolumeKey,
+        id: DependencyId,
+        error: &BackendError,
+        asker: bool,
+        now: BootTime,
+    ) {
+        let mut jitter = self.jitter.clone();
+        let Some(dependency) = self.installed_dependency(key, id) else { return };
+        let pace = if super::passes(error) { Pace::BACKGROUND } else { Pace::REFUSED };
+        let first = dependency.backoff.failures() == 0;
+        let wait = dependency.backoff.next(pace, error.retry_after, &mut jitter);
+        dependency.wait_until = Some(now + wait);
+        dependency.last_error = Some(error.message.clone());
+        let what = format!("check {}", dependency.request.path);
+        self.jitter = jitter;
+        if first && asker {
+            self.note(Some(key), Note::Failing { what, error: error.clone(), wait });
+        }
+    }
+
+    /// A read is refused that was allowed: a role's policies are fixed at login, so an old lease-free session
+    /// is replaced once.
+    fn refused_read(&mut self, session: SessionId, now: BootTime) {
+        let Some(record) = self.sessions.get(&session) else { return };
+        let old = record.term.is_some_and(|term| term.since + OLD_SESSION < now);
+        let waits = record.wait_until.is_some_and(|until| now < until);
+        let leased = record.users.iter().any(|key| {
+            self.volumes.get(key).and_then(|volume| volume.installed.as_ref()).is_some_and(|installed| {
+                installed.dependencies.values().any(|dependency| dependency.lease.is_some())
+            })
+        });
+        if old && !waits && !leased && record.is_live() && !record.lost {
+            self.hand_over(session, "a read was refused", now);
+        }
+    }
+
+    pub(super) fn refresh(&mut self, key: Option<&VolumeKey>, now: BootTime) {
+        let keys: Vec<VolumeKey> = match key {
+            Some(key) => vec![key.clone()],
+            None => self.volumes.keys().cloned().collect(),
+        };
+        for key in keys {
+            let Some(volume) = self.volumes.get(&key).filter(|volume| kept_true(volume)) else { continue };
+            let Some(installed) = &volume.installed else { continue };
+            let ids: Vec<DependencyId> = installed
+                .dependencies
+                .iter()
+                .filter(|(_, dependency)| !dependency.has_side_effect() && dependency.op.is_none())
+                .map(|(id, _)| *id)
+                .collect();
+            for id in ids {
+                self.check(&key, id, Lane::Foreground, now);
+            }
+            self.retime_volume(&key, now);
+        }
+    }
+
+    /// After a suspend or a stall everything is overdue at once: it comes back spread, and a lease is
+    /// renewed before it is believed dead.
+    pub(super) fn time_jumped(&mut self, now: BootTime) {
+        let keys: Vec<VolumeKey> = self.volumes.keys().cloned().collect();
+        for key in keys {
+            for id in self.due_dependencies(&key, now) {
+                let until = now + self.jitter.between(Duration::ZERO, JUMP_SPREAD);
+                self.delay_dependency(&key, id, until);
+            }
+            self.retime_volume(&key, now);
+        }
+        let ids: Vec<SessionId> = self.sessions.keys().copied().collect();
+        for id in ids {
+            let due = self.timers.get(&TimerKey::Session(id)).is_some_and(|at| *at <= now);
+            let live = self.sessions.get(&id).is_some_and(|record| record.is_live());
+            if due && live {
+                let until = now + self.jitter.between(Duration::ZERO, JUMP_SPREAD);
+                if let Some(record) = self.sessions.get_mut(&id) {
+                    record.wait_until = Some(until);
+                }
+                self.retime_session(id, now);
+            }
+        }
+    }
+
+    fn installed_dependency(
+        &mut self,
+        key: &VolumeKey,
+        id: DependencyId,
+    ) -> Option<&mut super::volume::Dependency> {
+        self.volumes.get_mut(key)?.installed.as_mut()?.dependencies.get_mut(&id)
+    }
+
+    fn delay_dependency(&mut self, key: &VolumeKey, id: DependencyId, until: BootTime) {
+        if let Some(dependency) = self.installed_dependency(key, id) {
+            dependency.wait_until = Some(until);
+        }
+    }
+
+    pub(super) fn retime_volume(&mut self, key: &VolumeKey, now: BootTime) {
+        let at = self.volumes.get(key).and_then(|volume| next_of_volume(volume, now));
+        self.set_timer(TimerKey::Volume(key.clone()), at);
+    }
+
+    pub(super) fn describe_next(&self, key: &VolumeKey) -> Option<(BootTime, String)> {
+        let volume = self.volumes.get(key)?;
+        if let Some(attempt) = &volume.attempt {
+            let at = match attempt.phase {
+                Phase::Waiting(Some(until)) => until,
+                _ => BootTime::default(),
+            };
+            return Some((at, attempt.reason.text()));
+        }
+        let installed = volume.installed.as_ref().filter(|_| kept_true(volume))?;
+        let dependencies = installed.dependencies.values().filter_map(|dependency| {
+            let Decision { step, at, why } = dependency.decide()?;
+            let verb = match step {
+                Step::Renew => "renew the lease of",
+                Step::Replace => "replace",
+                Step::Check => "check",
+            };
+            Some((at, format!("{verb} {} ({why})", dependency.request.path)))
+        });
+        let session = self.timers.get(&TimerKey::Session(installed.session));
+        let session = session.map(|at| (*at, "renew or hand over the session".to_owned()));
+        dependencies.chain(session).min()
+    }
+}
+
+/// Whether upkeep is due for a volume at all.
+const fn kept_true(volume: &Volume) -> bool {
+    volume.installed.is_some() && volume.refused.is_none() && !volume.silent
+}
+
+fn silence_limit(volume: &Volume) -> Option<Duration> {
+    let watched = volume.mode == Mode::DriverWritten && volume.is_live() && !volume.silent;
+    watched.then(|| SILENCE.max(volume.mount_interval.saturating_mul(3)))
+}
+
+fn next_of_volume(volume: &Volume, now: BootTime) -> Option<BootTime> {
+    let mut next: Option<BootTime> = None;
+    let mut consider = |at: BootTime| next = Some(next.map_or(at, |next: BootTime| next.min(at)));
+    if let Some(attempt) = &volume.attempt {
+        let waiting = matches!(attempt.phase, Phase::Waiting(_));
+        if let Phase::Waiting(Some(until)) = attempt.phase {
+            consider(until);
+        }
+        for call in &attempt.calls {
+            consider(call.deadline);
+            if waiting {
+                consider(call.patience);
+            }
+        }
+    }
+    if !volume.is_live()
+        && let Some(until) = volume.grace_until
+    {
+        consider(until);
+    }
+    if let Some(limit) = silence_limit(volume) {
+        consider(volume.last_mount + limit);
+    }
+    let installed = volume.installed.as_ref().filter(|_| kept_true(volume));
+    for dependency in installed.iter().flat_map(|installed| installed.dependencies.values()) {
+        if dependency.op.is_none()
+            && let Some(decision) = dependency.decide()
+        {
+            consider(decision.at);
+        }
+        if !dependency.expiry_noted
+            && let Some(ends) = dependency.ends()
+        {
+            consider(ends.max(now));
+        }
+    }
+    next
+}

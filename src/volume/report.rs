@@ -1,0 +1,151 @@
+//! What `leasehold ls` shows: every volume of the node, its objects, lives and next actions; never a value.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    clock::BootTime,
+    lifecycle::{Lifecycle, volume::Mode},
+    projection::{mounts::MountTable, writer},
+    spec::PodIdentity,
+};
+
+/// One volume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VolumeReport {
+    /// Where.
+    pub target: String,
+    /// For whom; absent for a volume that nobody manages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodIdentity>,
+    /// Name of the SecretProviderClass.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub class: String,
+    /// Who writes: `provider-written`, `driver-written`, `unmanaged`.
+    pub mode: String,
+    /// `live`, `mounting`, `retrying`, `refused`, `silent`, `expired`, `unmanaged`.
+    pub state: String,
+    /// Object names and versions.
+    pub objects: Vec<(String, String)>,
+    /// What it depends on.
+    pub dependencies: Vec<DependencyReport>,
+    /// What is due next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<NextReport>,
+    /// The last thing that failed and has not succeeded since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Seconds until the ServiceAccount token held can no longer log in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub login_seconds: Option<u64>,
+}
+
+/// One request of a volume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DependencyReport {
+    /// Method and path.
+    pub request: String,
+    /// Seconds its credential lives on; absent without a lifetime.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+    /// Of so many granted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub granted_seconds: Option<u64>,
+    /// KV v2 version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// Seconds since it was read or found unchanged.
+    pub age_seconds: u64,
+}
+
+/// What is due.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NextReport {
+    /// In so many seconds.
+    pub seconds: u64,
+    /// What, and why.
+    pub what: String,
+}
+
+pub(super) fn report(core: &Lifecycle, kubelet_root: &Path, now: BootTime) -> Vec<VolumeReport> {
+    let mut reports: Vec<VolumeReport> =
+        core.volumes().iter().map(|(key, volume)| managed(core, key, volume, now)).collect();
+    if let Ok(table) = MountTable::read() {
+        for entry in table.kubelet_volumes(kubelet_root) {
+            let key = super::VolumeKey::new(entry.mount_point.clone());
+            let ours = || writer::inspect(key.path()).is_ok_and(|found| found.data.is_some());
+            if !core.volumes().contains_key(&key) && ours() {
+                reports.push(VolumeReport {
+                    target: key.to_string(),
+                    pod: None,
+                    class: String::new(),
+                    mode: "unmanaged".into(),
+                    state: "unmanaged".into(),
+                    objects: Vec::new(),
+                    dependencies: Vec::new(),
+                    next: None,
+                    error: None,
+                    login_seconds: None,
+                });
+            }
+        }
+    }
+    reports
+}
+
+fn managed(
+    core: &Lifecycle,
+    key: &super::VolumeKey,
+    volume: &crate::lifecycle::volume::Volume,
+    now: BootTime,
+) -> VolumeReport {
+    let installed = volume.installed.as_ref();
+    let dependencies: Vec<DependencyReport> = installed
+        .iter()
+        .flat_map(|installed| installed.dependencies.values())
+        .map(|dependency| {
+            let granted = dependency.lease.as_ref().map(|(_, term)| term.ttl.as_secs());
+            DependencyReport {
+                request: format!("{} {}", dependency.request.method.as_str(), dependency.request.path),
+                ttl_seconds: dependency.ends().map(|ends| now.until(ends).as_secs()),
+                granted_seconds: granted,
+                version: dependency.kv_version,
+                age_seconds: now.since(dependency.since).as_secs(),
+            }
+        })
+        .collect();
+    let expired = dependencies.iter().any(|dependency| dependency.ttl_seconds == Some(0));
+    let failing = volume.attempt.as_ref().and_then(|attempt| attempt.failure.as_ref());
+    let state = match (installed, &volume.refused) {
+        (_, Some(_)) => "refused",
+        (None, None) if failing.is_some() => "retrying",
+        (None, None) => "mounting",
+        (Some(_), None) if volume.silent => "silent",
+        (Some(_), None) if expired => "expired",
+        (Some(_), None) => "live",
+    };
+    let session = installed.and_then(|installed| core.sessions().get(&installed.session));
+    let error = volume
+        .refused
+        .clone()
+        .or_else(|| volume.rejected.as_ref().map(|why| format!("edit rejected: {why}")))
+        .or_else(|| failing.map(|failure| failure.message.clone()))
+        .or_else(|| installed?.dependencies.values().find_map(|dependency| dependency.last_error.clone()))
+        .or_else(|| session.and_then(|session| session.last_error.clone()));
+    VolumeReport {
+        target: key.to_string(),
+        pod: Some(volume.pod.clone()),
+        class: volume.class.clone(),
+        mode: match volume.mode {
+            Mode::ProviderWritten => "provider-written".into(),
+            Mode::DriverWritten => "driver-written".into(),
+        },
+        state: state.into(),
+        objects: installed.map(|installed| installed.versions.clone()).unwrap_or_default(),
+        dependencies,
+        next: core.next_action(key).map(|(at, what)| NextReport { seconds: now.until(at).as_secs(), what }),
+        error,
+        login_seconds: volume.token.and_then(|token| token.expires).map(|at| now.until(at).as_secs()),
+    }
+}

@@ -1,0 +1,653 @@
+//! The one task that owns every volume of the node: it feeds events to the core, performs its actions in
+//! order, and keeps the record one step ahead of them.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
+use tracing::{debug, error, info, warn};
+
+use super::{
+    Command, DriverFile, FailureKind, MountAnswer, MountCommand, MountFailure, VolumeKey, VolumeManager,
+    execute::{self, Job, Outcome},
+    holdings::{HeldSession, Holdings},
+    journal::{Journal, Restored},
+    report,
+};
+use crate::{
+    backend::{Secret, SecretBackend},
+    clock::{boot_now, wall_now},
+    lifecycle::{
+        Event, Lifecycle,
+        message::{
+            Action, CallId, Digest, Fetched, Lane, Mount, Note, OpId, PlanId, SwapOutcome, TokenTimes,
+        },
+        volume::Mode,
+    },
+    metrics::{Metrics, Operation},
+    projection::{
+        mounts::{MountTable, MountWatch},
+        target::{self, MountIdentity},
+        writer::{self, RootMtime, WriteError, WriteRequest},
+    },
+    render::{DigestKey, render},
+};
+
+/// The worker looks around at least this often, whatever is due.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+/// So much more time than slept means a suspend or a stall.
+const JUMP: Duration = Duration::from_secs(5);
+/// A burst of mount table changes is one look: a node that starts fifty pods changes it hundreds of times.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Requests in flight per node: what protects the server from one node.
+const IN_FLIGHT: usize = 64;
+/// Of them, for upkeep: the rest is kept for pods that wait.
+const BACKGROUND_IN_FLIGHT: usize = 16;
+
+/// What the worker is started with.
+#[derive(Debug)]
+pub struct Settings {
+    /// The kubelet's root; volumes are below its `pods`.
+    pub kubelet_root: PathBuf,
+    /// The node's digest key.
+    pub digest_key: [u8; 32],
+    /// Seed of the jitter.
+    pub seed: u64,
+}
+
+/// The worker's state.
+pub(super) struct Worker<B> {
+    core: Lifecycle,
+    backend: Arc<B>,
+    journal: Journal,
+    holdings: Holdings,
+    digest_key: DigestKey,
+    kubelet_root: PathBuf,
+    metrics: Arc<Metrics>,
+    identities: BTreeMap<VolumeKey, MountIdentity>,
+    calls: BTreeMap<CallId, oneshot::Sender<Result<MountAnswer, MountFailure>>>,
+    commands: mpsc::Receiver<Command>,
+    mounts: Option<MountWatch>,
+    queues: [VecDeque<(OpId, Lane, Job, Operation)>; 2],
+    in_flight: JoinSet<(OpId, Lane, Operation, Instant, Outcome)>,
+    background: usize,
+    last_call: u64,
+    look_at: Option<Instant>,
+}
+
+impl<B: SecretBackend> Worker<B> {
+    pub(super) fn start(
+        settings: Settings,
+        backend: Arc<B>,
+        journal: Journal,
+        metrics: Arc<Metrics>,
+    ) -> VolumeManager {
+        let (sender, commands) = mpsc::channel(1024);
+        let mounts = MountWatch::open()
+            .inspect_err(|error| {
+                error!(%error, "cannot watch the mount table: unmounts are seen within 30 s only");
+            })
+            .ok();
+        let mut worker = Self {
+            core: Lifecycle::new(settings.seed),
+            backend,
+            journal,
+            holdings: Holdings::default(),
+            digest_key: DigestKey::new(&settings.digest_key),
+            kubelet_root: settings.kubelet_root,
+            metrics,
+            identities: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            commands,
+            mounts,
+            queues: [VecDeque::new(), VecDeque::new()],
+            in_flight: JoinSet::new(),
+            background: 0,
+            last_call: 0,
+            look_at: None,
+        };
+        worker.restore();
+        tokio::spawn(worker.run());
+        VolumeManager { commands: sender }
+    }
+
+    /// Brings back what a former process of this boot left: no login, no request, no rewrite.
+    fn restore(&mut self) {
+        let Restored { volumes, sessions } = self.journal.restore();
+        let count = (volumes.len(), sessions.len());
+        let mut restored = Vec::new();
+        let mut gone = Vec::new();
+        for (key, volume, identity, token) in volumes {
+            let inspection = match volume.mode {
+                Mode::ProviderWritten => target::validate_target_path(&self.kubelet_root, key.path())
+                    .and_then(|_| writer::inspect(key.path()))
+                    .ok(),
+                Mode::DriverWritten => None,
+            };
+            let same_mount = inspection.as_ref().map(|found| found.identity) == identity;
+            if volume.mode == Mode::ProviderWritten && (identity.is_none() || !same_mount) {
+                gone.push(key.clone());
+            }
+            if let Some(identity) = identity {
+                self.identities.insert(key.clone(), identity);
+            }
+            if let Some(token) = token {
+                self.holdings.tokens.insert(key.clone(), token);
+            }
+            restored.push((key, volume, inspection.and_then(|found| found.data)));
+        }
+        let mut records = Vec::new();
+        for (id, session, held) in sessions {
+            self.holdings.sessions.insert(id, held.0);
+            records.push((id, session));
+        }
+        let now = boot_now();
+        self.core.restore(restored, records, now);
+        for key in gone {
+            self.feed(Event::Unmounted(key));
+        }
+        self.settle();
+        if count != (0, 0) {
+            info!(volumes = count.0, sessions = count.1, "taken up from the journal");
+        }
+    }
+
+    async fn run(mut self) {
+        let mut last = boot_now();
+        loop {
+            self.settle();
+            self.dispatch();
+            let now = boot_now();
+            let due = self.core.poll_timeout().map_or(LONGEST_SLEEP, |at| now.until(at)).min(LONGEST_SLEEP);
+            let due = self.look_at.map_or(due, |at| due.min(at.saturating_duration_since(Instant::now())));
+            let changed = async {
+                match &mut self.mounts {
+                    // Its events are a hint; the look itself is taken once things settle.
+                    Some(mounts) => mounts.changed().await.map(|_| ()),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => return,
+                },
+                Some(joined) = self.in_flight.join_next() => match joined {
+                    Ok((op, lane, operation, started, outcome)) => {
+                        if lane == Lane::Background {
+                            self.background -= 1;
+                        }
+                        self.ended(op, operation, started.elapsed(), outcome);
+                    }
+                    Err(error) => error!(%error, "a request's task was lost"),
+                },
+                changed = changed => match changed {
+                    Ok(()) => self.look_at = self.look_at.or(Some(Instant::now() + SETTLE)),
+                    Err(error) => {
+                        error!(%error, "the watch of the mount table ended: unmounts are seen within 30 s only");
+                        self.mounts = None;
+                    }
+                },
+                () = tokio::time::sleep(due) => {}
+            }
+            let woke = boot_now();
+            if woke.since(last) > LONGEST_SLEEP + JUMP {
+                info!(seconds = woke.since(last).as_secs(), "time jumped: checking everything that came due");
+                self.feed(Event::TimeJumped);
+            }
+            last = woke;
+            if self.look_at.is_some_and(|at| at <= Instant::now())
+                || (self.mounts.is_none() && due >= LONGEST_SLEEP)
+            {
+                self.look_at = None;
+                self.look();
+            }
+            self.guard("timers", None, |worker| worker.core.handle_timeout(woke));
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Mount(mount, reply) => self.mount(*mount, reply),
+            Command::List(reply) => {
+                let _ = reply.send(report::report(&self.core, &self.kubelet_root, boot_now()));
+            }
+            Command::Refresh(selector, reply) => {
+                let keys: Vec<VolumeKey> = self
+                    .core
+                    .volumes()
+                    .iter()
+                    .filter(|(_, volume)| selector.matches(&volume.pod))
+                    .map(|(key, _)| key.clone())
+                    .collect();
+                let count = keys.len();
+                for key in keys {
+                    self.feed(Event::Refresh(Some(key)));
+                }
+                let _ = reply.send(count);
+            }
+        }
+    }
+
+    fn mount(&mut self, command: MountCommand, reply: oneshot::Sender<Result<MountAnswer, MountFailure>>) {
+        let key = command.key.clone();
+        let now = boot_now();
+        let (mode, intact) = match self.look_at_target(&key) {
+            Ok(seen) => seen,
+            Err(failure) => {
+                let _ = reply.send(Err(failure));
+                return;
+            }
+        };
+        let token = match command.token {
+            Ok(token) => {
+                let wall = wall_now();
+                let times = TokenTimes {
+                    issued: token.issued_at.map_or(now, |at| execute::on_boot_clock(at, wall, now)),
+                    expires: token.expires_at.map(|at| execute::on_boot_clock(at, wall, now)),
+                };
+                let uid = token.service_account_uid.clone();
+                let older =
+                    self.holdings.tokens.get(&key).is_some_and(|held| held.issued_at > token.issued_at);
+                if !older {
+                    self.holdings.tokens.insert(key.clone(), token);
+                }
+                Ok((times, uid))
+            }
+            Err(failure) => Err(failure),
+        };
+        self.last_call += 1;
+        let call = CallId(self.last_call);
+        self.calls.insert(call, reply);
+        let deadline = now + command.deadline.saturating_duration_since(Instant::now());
+        let mount = Mount {
+            call,
+            key: key.clone(),
+            pod: command.pod,
+            provider: command.provider,
+            class: command.class,
+            mode,
+            plan: command.plan,
+            digest: command.attributes_digest,
+            token,
+            intact,
+            deadline,
+        };
+        self.feed(Event::Mount(Box::new(mount)));
+        if !self.core.volumes().contains_key(&key) {
+            self.holdings.forget(&key);
+        }
+    }
+
+    /// Who writes the volume, and whether its content is as we left it. A mount that is another one than
+    /// recorded is told to the core first.
+    fn look_at_target(&mut self, key: &VolumeKey) -> Result<(Mode, bool), MountFailure> {
+        let known = self.core.volumes().get(key);
+        if known.is_some_and(|volume| volume.mode == Mode::DriverWritten) {
+            return Ok((Mode::DriverWritten, true));
+        }
+        let refused = |message: String| MountFailure::new(FailureKind::FailedPrecondition, message);
+        if known.is_none_or(|volume| !volume.mounted)
+            && self.mode_for(key).map_err(refused)? == Mode::DriverWritten
+        {
+            return Ok((Mode::DriverWritten, true));
+        }
+        let found = writer::inspect(key.path())
+            .map_err(|error| refused(crate::telemetry::chain(&error).to_string()))?;
+        if self.identities.get(key).is_some_and(|recorded| *recorded != found.identity) {
+            self.feed(Event::Unmounted(key.clone()));
+        }
+        self.identities.insert(key.clone(), found.identity);
+        let left = self
+            .core
+            .volumes()
+            .get(key)
+            .and_then(|volume| volume.installed.as_ref())
+            .and_then(|installed| installed.version_dir.clone());
+        Ok((Mode::ProviderWritten, left.is_none() || left == found.data))
+    }
+
+    /// Whether mounts of the host reach us at this path.
+    fn mode_for(&self, key: &VolumeKey) -> Result<Mode, String> {
+        let table = MountTable::read().map_err(|error| format!("cannot read the mount table: {error}"))?;
+        let entry = table.find(key.path());
+        let propagates = match entry {
+            Some(entry) => entry.propagates(),
+            // Not mounted here: either nothing is propagated, or the driver mounted nothing.
+            None => {
+                let pods = self.kubelet_root.join("pods");
+                pods.is_dir() && table.covering(&pods).is_some_and(|entry| entry.propagates())
+            }
+        };
+        if propagates { Ok(Mode::ProviderWritten) } else { Ok(Mode::DriverWritten) }
+    }
+
+    /// Which of our volumes are still in the mount table.
+    fn look(&mut self) {
+        let table = match MountTable::read() {
+            Ok(table) => table,
+            Err(error) => {
+                error!(%error, "cannot read the mount table");
+                return;
+            }
+        };
+        let mut gone = Vec::new();
+        let mut left = Vec::new();
+        for (key, volume) in self.core.volumes() {
+            if volume.mode != Mode::ProviderWritten {
+                continue;
+            }
+            if !volume.mounted {
+                let pod = self.kubelet_root.join("pods").join(&volume.pod.uid);
+                if !pod.exists() {
+                    left.push(key.clone());
+                }
+            } else if !table.find(key.path()).is_some_and(|entry| entry.is_tmpfs()) {
+                gone.push(key.clone());
+            }
+        }
+        for key in gone {
+            self.feed(Event::Unmounted(key));
+        }
+        for key in left {
+            self.feed(Event::PodGone(key));
+        }
+    }
+
+    fn ended(&mut self, op: OpId, operation: Operation, took: Duration, outcome: Outcome) {
+        let class = match &outcome {
+            Outcome::LoggedIn(_, result) => result.as_ref().err().map(|error| error.class),
+            Outcome::Fetched(result) => result.as_ref().err().map(|error| error.class),
+            Outcome::Renewed(result) => result.as_ref().err().map(|error| error.class),
+            Outcome::Revoked(result) => result.as_ref().err().map(|error| error.class),
+        };
+        self.metrics.requested(operation, class, took);
+        let event = match outcome {
+            Outcome::LoggedIn(id, result) => Event::LoggedIn(
+                op,
+                result.map(|grant| {
+                    let held = HeldSession { token: grant.token, accessor: Arc::from(grant.accessor) };
+                    self.holdings.sessions.insert(id, held);
+                    (grant.terms, grant.since)
+                }),
+            ),
+            Outcome::Fetched(result) => Event::Fetched(
+                op,
+                result.map(|secret| {
+                    let fetched = self.fetched(&secret);
+                    for warning in &secret.warnings {
+                        debug!(%warning, "the server warns");
+                    }
+                    self.holdings.answer = Some((op, secret));
+                    fetched
+                }),
+            ),
+            Outcome::Renewed(result) => Event::Renewed(op, result),
+            Outcome::Revoked(result) => Event::Revoked(op, result),
+        };
+        self.feed(event);
+        self.settle();
+        self.holdings.answer = None;
+    }
+
+    fn fetched(&self, secret: &Secret) -> Fetched {
+        Fetched {
+            digest: Digest(self.digest_key.digest(secret)),
+            lease: secret.lease.clone(),
+            lifetime: secret.lifetime,
+            kv_version: secret.kv_version,
+            since: secret.since,
+        }
+    }
+
+    /// Hands an event to the core. A panic there costs the volume it was about, and no other.
+    fn feed(&mut self, event: Event) {
+        let key = self.core.volume_of(&event);
+        let now = boot_now();
+        self.guard("an event", key, |worker| worker.core.handle(event, now));
+    }
+
+    fn guard(&mut self, doing: &str, key: Option<VolumeKey>, work: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| work(self))).is_ok() {
+            return;
+        }
+        self.metrics.panicked();
+        match key {
+            Some(key) => {
+                error!(volume = %key, doing, "a defect in leasehold: the volume is left as it is until its next Mount");
+                let now = boot_now();
+                if catch_unwind(AssertUnwindSafe(|| self.core.quarantine(&key, now))).is_err() {
+                    error!(volume = %key, "a defect in leasehold: giving the volume up failed too");
+                }
+            }
+            None => error!(doing, "a defect in leasehold"),
+        }
+    }
+
+    /// Performs what the core decided until it has nothing more to say.
+    fn settle(&mut self) {
+        loop {
+            let Some(action) = self.core.poll_action() else {
+                self.record();
+                break;
+            };
+            self.record();
+            self.act(action);
+        }
+    }
+
+    /// Brings the journal level with the core.
+    fn record(&mut self) {
+        let dirty = self.core.take_dirty();
+        for id in dirty.sessions {
+            let held = self.core.sessions().get(&id).zip(self.holdings.sessions.get(&id));
+            self.journal.session(id, held);
+        }
+        for key in dirty.volumes {
+            let volume =
+                self.core.volumes().get(&key).map(|volume| {
+                    (volume, self.identities.get(&key).copied(), self.holdings.tokens.get(&key))
+                });
+            self.journal.volume(&key, volume);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Perform(op, lane, request) => {
+                let operation = operation(&request);
+                let job = execute::prepare(&self.core, &self.holdings, lane, request);
+                let queue = usize::from(lane == Lane::Background);
+                self.queues[queue].push_back((op, lane, job, operation));
+            }
+            Action::Supply(op, plan, dependency) => self.holdings.supply(op, plan, dependency),
+            Action::Render(plan, spec) => {
+                let values = self.holdings.read_set(&plan);
+                let rendered = catch_unwind(AssertUnwindSafe(|| render(&spec, &values, &self.digest_key)));
+                let result = match rendered {
+                    Ok(Ok(rendered)) => {
+                        let versions = rendered.versions;
+                        self.holdings.plans.entry(plan.clone()).or_default().rendered =
+                            Some(rendered.payload);
+                        Ok(versions)
+                    }
+                    Ok(Err(error)) => Err(error.to_string()),
+                    Err(_) => {
+                        self.metrics.panicked();
+                        Err("a defect in leasehold stopped the rendering; the log has its place".into())
+                    }
+                };
+                self.feed(Event::Rendered(plan, result));
+            }
+            Action::Swap { plan, previous, unchanged, callers } => {
+                let outcome = self.swap(&plan, previous.as_deref(), unchanged, &callers);
+                self.feed(Event::Swapped(plan, outcome));
+            }
+            Action::Answer { calls, answer, deliver, report, clock } => {
+                self.answer(calls, answer, deliver, report, clock);
+            }
+            Action::Keep(plan, hold) => self.holdings.keep(&plan, &hold),
+            Action::Discard(plan) => {
+                self.holdings.plans.remove(&plan);
+            }
+            Action::Forget(key) => {
+                self.holdings.forget(&key);
+                self.identities.remove(&key);
+            }
+            Action::ForgetSession(id) => {
+                self.holdings.sessions.remove(&id);
+                self.journal.session(id, None);
+            }
+            Action::Note(key, note) => self.tell(key.as_ref(), &note),
+        }
+    }
+
+    fn swap(
+        &mut self,
+        plan: &PlanId,
+        previous: Option<&str>,
+        unchanged: bool,
+        callers: &[CallId],
+    ) -> SwapOutcome {
+        let gone = |call: &CallId| self.calls.get(call).is_none_or(oneshot::Sender::is_closed);
+        if !callers.is_empty() && callers.iter().all(gone) {
+            return SwapOutcome::Unwanted;
+        }
+        let Some(identity) = self.identities.get(&plan.key) else { return SwapOutcome::Gone };
+        let Some(payload) = self.holdings.plans.get(plan).and_then(|held| held.rendered.as_ref()) else {
+            return SwapOutcome::Failed("what was rendered is not held any more".into());
+        };
+        let started = Instant::now();
+        let written = writer::write(WriteRequest {
+            target: plan.key.path(),
+            identity,
+            previous,
+            payload,
+            contents_as_before: unchanged,
+            root_mtime: RootMtime::Restore,
+        });
+        match written {
+            Ok(swap) => {
+                self.metrics.swapped(swap.changed, swap.bytes, started.elapsed());
+                if swap.leftovers > 0 {
+                    warn!(volume = %plan.key, entries = swap.leftovers, "entries that should go could not be removed");
+                }
+                SwapOutcome::Done { version_dir: swap.version_dir, changed: swap.changed }
+            }
+            Err(WriteError::BeingUnpublished { .. }) => SwapOutcome::Unpublishing,
+            Err(WriteError::Target(
+                target::TargetError::NotMounted { .. } | target::TargetError::Changed { .. },
+            )) => SwapOutcome::Gone,
+            Err(error) => SwapOutcome::Failed(crate::telemetry::chain(&error).to_string()),
+        }
+    }
+
+    fn answer(
+        &mut self,
+        calls: Vec<CallId>,
+        answer: Result<Vec<(String, String)>, MountFailure>,
+        deliver: Option<PlanId>,
+        report: Option<PlanId>,
+        clock: Option<(VolumeKey, bool)>,
+    ) {
+        if let Some((key, healthy)) = clock
+            && let Some(identity) = self.identities.get(&key)
+        {
+            let mtime = if healthy { RootMtime::Now } else { RootMtime::Zero };
+            if let Err(error) = writer::set_root_mtime(key.path(), identity, mtime) {
+                debug!(volume = %key, error = %crate::telemetry::chain(&error), "cannot set the driver's clock");
+            }
+        }
+        let files: Vec<DriverFile> = deliver
+            .and_then(|plan| self.holdings.plans.get(&plan)?.rendered.as_ref().map(driver_files))
+            .unwrap_or_default();
+        let mut delivered = false;
+        for call in calls {
+            let Some(reply) = self.calls.remove(&call) else { continue };
+            let answer = match &answer {
+                Ok(versions) => Ok(MountAnswer { versions: versions.clone(), files: files.clone() }),
+                Err(failure) => Err(failure.clone()),
+            };
+            delivered |= reply.send(answer).is_ok();
+        }
+        if let Some(plan) = report {
+            self.feed(Event::Answered(plan, delivered));
+        }
+    }
+
+    /// Starts what waits, pods first.
+    fn dispatch(&mut self) {
+        while self.in_flight.len() < IN_FLIGHT {
+            let next = match self.queues[0].pop_front() {
+                Some(job) => Some(job),
+                None if self.background < BACKGROUND_IN_FLIGHT => self.queues[1].pop_front(),
+                None => None,
+            };
+            let Some((op, lane, job, operation)) = next else { break };
+            if lane == Lane::Background {
+                self.background += 1;
+            }
+            let backend = Arc::clone(&self.backend);
+            self.in_flight.spawn(async move {
+                let started = Instant::now();
+                let (op, outcome) = execute::run(backend, op, job).await;
+                (op, lane, operation, started, outcome)
+            });
+        }
+    }
+
+    fn tell(&self, key: Option<&VolumeKey>, note: &Note) {
+        let volume = key.and_then(|key| self.core.volumes().get(key));
+        let pod = volume.map(|volume| format!("{}/{}", volume.pod.namespace, volume.pod.name));
+        let (pod, class) = (pod.as_deref(), volume.map(|volume| volume.class.as_str()));
+        let next = key
+            .and_then(|key| self.core.next_action(key))
+            .map(|(at, what)| format!("{what} in {} s", boot_now().until(at).as_secs()));
+        self.metrics.noted(note);
+        match note {
+            Note::Failing { .. }
+            | Note::EditRejected(_)
+            | Note::Refused(_)
+            | Note::LeftToExpire { .. }
+            | Note::Silent(_)
+            | Note::LongTtl(_) => warn!(pod, class, next, "{note}"),
+            Note::Expired(_) => error!(pod, class, next, "{note}"),
+            Note::Renewed { .. } => debug!(pod, class, next, "{note}"),
+            Note::Mounted { .. } | Note::Rewritten { .. } | Note::Revoked(_) | Note::Unmounted => {
+                info!(pod, class, next, "{note}");
+            }
+        }
+    }
+}
+
+fn driver_files(payload: &crate::projection::Payload) -> Vec<DriverFile> {
+    payload
+        .files
+        .iter()
+        .map(|(path, file)| DriverFile {
+            path: path.to_string(),
+            mode: file.mode.bits(),
+            contents: file.contents.clone(),
+        })
+        .collect()
+}
+
+const fn operation(request: &crate::lifecycle::message::Request) -> Operation {
+    use crate::lifecycle::message::Request;
+    match request {
+        Request::Login { .. } => Operation::Login,
+        Request::Fetch { .. } => Operation::Fetch,
+        Request::RenewSession(_) => Operation::RenewSession,
+        Request::RenewLease(..) => Operation::RenewLease,
+        Request::RevokeSession(_) => Operation::RevokeSession,
+        Request::RevokeLease(..) => Operation::RevokeLease,
+    }
+}
