@@ -1,6 +1,9 @@
 //! The binary from outside: spellings, precedence, exit codes, and one life from start to SIGTERM.
 
-use std::process::{Command, Output, Stdio};
+use std::{
+    os::unix::fs::PermissionsExt,
+    process::{Child, Command, Output},
+};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -111,33 +114,87 @@ fn versions_are_told_and_mistakes_end_with_64() {
     }
 }
 
+/// The binary with one socket, and what it logs.
+struct Provider {
+    child: Child,
+    socket: PathBuf,
+    log: PathBuf,
+}
+
+impl Provider {
+    fn start(folder: &Path, socket: &str) -> Self {
+        let (socket, log) = (folder.join(socket), folder.join(format!("{socket}.log")));
+        let state = folder.join("state");
+        std::fs::create_dir_all(&state).unwrap();
+        std::fs::set_permissions(&state, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_leasehold"))
+            .arg(format!("-endpoint={}", socket.display()))
+            .arg(format!("-state-dir={}", state.display()))
+            .args(["-health-addr=127.0.0.1:0", "-vault-addr=http://127.0.0.1:1"])
+            .env_clear()
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Self { child, socket, log }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    fn listens(&self) -> bool {
+        std::os::unix::net::UnixStream::connect(&self.socket).is_ok()
+    }
+
+    async fn terminate(&mut self) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).unwrap();
+        let mut ended = None;
+        until("it ends", || {
+            ended = self.child.try_wait().unwrap();
+            ended.is_some()
+        })
+        .await;
+        assert_eq!(ended.unwrap().code(), Some(0), "{}", self.log());
+        assert!(!self.socket.exists(), "{}", self.log());
+    }
+}
+
+impl Drop for Provider {
+    fn drop(&mut self) {
+        // Ended already, where the test passed.
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_binary_serves_until_sigterm_and_leaves_no_socket() {
     let folder = tempfile::tempdir().unwrap();
-    let state = folder.path().join("state");
-    std::fs::create_dir(&state).unwrap();
-    let socket = folder.path().join("openbao.sock");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_leasehold"))
-        .arg(format!("-endpoint={}", socket.display()))
-        .arg(format!("-state-dir={}", state.display()))
-        .args(["-health-addr=127.0.0.1:0", "-vault-addr=http://127.0.0.1:1"])
-        .env_clear()
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    until("it listens", || std::os::unix::net::UnixStream::connect(&socket).is_ok()).await;
-    let client = Wire::connect(UnixStream::connect(&socket).await.unwrap(), "localhost").await;
+    let mut provider = Provider::start(folder.path(), "openbao.sock");
+    until("it listens", || provider.listens()).await;
+    let client = Wire::connect(UnixStream::connect(&provider.socket).await.unwrap(), "localhost").await;
     let version: proto::VersionResponse = client.call(VERSION, None, &[]).await.unwrap().decode();
     assert_eq!(version.runtime_version, env!("CARGO_PKG_VERSION"));
-    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
-    let mut ended = None;
-    until("it ends", || {
-        ended = child.try_wait().unwrap();
-        ended.is_some()
-    })
-    .await;
-    let log = text(&child.wait_with_output().unwrap().stderr);
-    assert_eq!(ended.unwrap().code(), Some(0), "{log}");
-    assert!(!socket.exists(), "{log}");
+    provider.terminate().await;
+    let log = provider.log();
     assert!(log.contains("ready") && log.contains("stopped"), "{log}");
+}
+
+/// A rolling update, or a second DaemonSet: two that wrote the same folders would undo each other's work.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_process_waits_for_the_first_and_can_be_stopped_while_it_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = Provider::start(folder.path(), "vault.sock");
+    until("the first listens", || first.listens()).await;
+    let mut stopped = Provider::start(folder.path(), "openbao.sock");
+    let mut second = Provider::start(folder.path(), "leasehold.sock");
+    for waiting in [&stopped, &second] {
+        until("it is past its health address", || waiting.log().contains("health and metrics")).await;
+    }
+    stopped.terminate().await;
+    // One that waits has bound nothing; the other has had time to, while that one ended.
+    assert!(!second.listens() && !stopped.log().contains("listening"), "{}", second.log());
+    first.terminate().await;
+    until("the second listens", || second.listens()).await;
+    second.terminate().await;
 }
