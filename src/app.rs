@@ -28,6 +28,9 @@ pub const BAD_CONFIG: u8 = 64;
 /// How long calls in flight may go on after SIGTERM: a pod has 30 s until SIGKILL.
 const DRAIN: Duration = Duration::from_secs(20);
 
+/// How long threads may finish what they do, after all else has ended.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// Does what the command line says.
 ///
 /// # Errors
@@ -58,7 +61,10 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 .enable_all()
                 .build()
                 .context("cannot start the runtime")?;
-            runtime.block_on(provider(config))
+            let ended = runtime.block_on(provider(config));
+            // A thread may wait for the state folder's lock without end, and is not waited for.
+            runtime.shutdown_timeout(LINGER);
+            ended
         }
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 
 use crate::{config, telemetry::LogFormat};
 
@@ -60,7 +63,7 @@ pub enum LogLevel {
 pub struct ProviderArgs {
     /// Socket to serve; the file's name is the provider's: leasehold.sock, vault.sock or openbao.sock.
     /// Repeatable. All three in /var/run/secrets-store-csi-providers where not given.
-    #[arg(long, value_name = "DIR/NAME.sock", env = "LEASEHOLD_ENDPOINT", value_delimiter = ',')]
+    #[arg(long, value_name = "DIR/NAME.sock", env = "LEASEHOLD_ENDPOINT", value_delimiter = ',', value_parser = path())]
     pub endpoint: Vec<PathBuf>,
     /// Folder for what a restart needs; should be tmpfs of the host.
     #[arg(long, value_name = "DIR", env = "LEASEHOLD_STATE_DIR", default_value = config::STATE_DIR)]
@@ -69,7 +72,7 @@ pub struct ProviderArgs {
     #[arg(long, value_name = "DIR", env = "LEASEHOLD_KUBELET_ROOT", default_value = config::KUBELET_ROOT)]
     pub kubelet_root: PathBuf,
     /// File with the rules of what a namespace may ask for.
-    #[arg(long, value_name = "FILE", env = "LEASEHOLD_POLICY")]
+    #[arg(long, value_name = "FILE", env = "LEASEHOLD_POLICY", value_parser = path())]
     pub policy: Option<PathBuf>,
     /// Where /livez, /readyz, /health/ready and /metrics are.
     #[arg(long, value_name = "[HOST]:PORT", env = "LEASEHOLD_HEALTH_ADDR", default_value = config::HEALTH_ADDR)]
@@ -78,7 +81,7 @@ pub struct ProviderArgs {
     #[arg(long, value_name = "URL", env = "LEASEHOLD_ALLOW_VAULT_ADDRESS", value_delimiter = ',')]
     pub allow_vault_address: Vec<String>,
     /// Folder below which a SecretProviderClass may name CA and client certificates. Repeatable.
-    #[arg(long, value_name = "DIR", env = "LEASEHOLD_ALLOW_TLS_DIR", value_delimiter = ',')]
+    #[arg(long, value_name = "DIR", env = "LEASEHOLD_ALLOW_TLS_DIR", value_delimiter = ',', value_parser = path())]
     pub allow_tls_dir: Vec<PathBuf>,
     /// Audience that a SecretProviderClass may name, beside the provider's default. Repeatable.
     #[arg(long, value_name = "AUDIENCE", env = "LEASEHOLD_ALLOW_AUDIENCE", value_delimiter = ',')]
@@ -128,6 +131,11 @@ pub struct ProviderArgs {
     /// Defaults for the provider openbao.
     #[command(flatten)]
     pub openbao: OpenbaoFlags,
+}
+
+/// Takes an empty path, which clap refuses: an empty variable in a pod's manifest is one that is not set.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// What one provider's parameters fall back to, as flags.

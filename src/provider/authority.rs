@@ -40,8 +40,7 @@ const MAX_LITERAL: usize = 1024;
 /// How much is read at once.
 const CHUNK: usize = 8 * 1024;
 
-/// A connection whose incoming `:authority` literals are made valid.
-#[derive(Debug)]
+/// A connection whose incoming `:authority` literals are made valid. No `Debug`: its buffers hold tokens.
 pub struct AuthorityShim<S> {
     inner: S,
     rewriter: Rewriter,
@@ -112,7 +111,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for AuthorityShim<S> {
     }
 }
 
-#[derive(Debug)]
 enum State {
     /// This many bytes of the preface have come.
     Preface(usize),
@@ -125,7 +123,6 @@ enum State {
 }
 
 /// The streaming part: finds header blocks in a client's bytes, whatever their chunking, and rewrites them.
-#[derive(Debug)]
 struct Rewriter {
     state: State,
     /// Frames of a header block, or the beginning of a frame.

@@ -27,7 +27,7 @@ use prost::Message;
 use tokio::sync::watch;
 use tonic::{Code, Status};
 use tower_service::Service as _;
-use tracing::{Instrument, debug, info_span, warn};
+use tracing::{Instrument, debug, error_span, warn};
 
 use super::{
     listener::Phase,
@@ -266,7 +266,8 @@ impl Provider {
         let call = Call::parse(self.name, request, &self.shared.node.kubelet_root).inspect_err(|error| {
             warn!(provider = %self.name, %error, "refused a call");
         })?;
-        let span = info_span!(
+        // At the highest level, so that its fields stand beside every line that is shown at all.
+        let span = error_span!(
             "mount",
             pod = call.pod.name,
             namespace = call.pod.namespace,
