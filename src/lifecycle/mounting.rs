@@ -593,6 +593,16 @@ impl Lifecycle {
         if shared {
             self.shared.insert(identity, fresh);
         }
+        let leased = self.volumes.get(key).and_then(|volume| volume.installed.as_ref()).is_some_and(
+            |installed| installed.dependencies.values().any(|dependency| dependency.lease.is_some()),
+        );
+        if class == FailureClass::LeaseGone
+            && !leased
+            && let Some(record) = self.sessions.get_mut(&fresh)
+        {
+            // One login serves all who used the lost one.
+            record.succeeds = Some(session);
+        }
         self.move_attempt(key, fresh, now);
         if class == FailureClass::LeaseGone {
             self.session_lost(session, now);
@@ -1046,16 +1056,27 @@ impl Lifecycle {
         if over.is_empty() {
             return;
         }
-        let doing = match attempt.phase {
-            Phase::Gathering => "logging in or reading",
-            Phase::Waiting(_) => "waiting to try again",
-            Phase::Rendering | Phase::Swapping | Phase::Unanswered | Phase::Ready => "writing",
+        let login = || format!("auth/{} as role \"{}\"", attempt.spec.login.mount, attempt.spec.login.role);
+        let reading = attempt.needs.iter().find(|(_, need)| matches!(need, Need::InFlight(_)));
+        let reading = reading.and_then(|(id, _)| {
+            attempt.spec.objects.iter().find(|object| object.request.id() == *id)
+        });
+        let doing = match (attempt.phase, reading) {
+            (Phase::Gathering, Some(object)) => {
+                format!("reading {} for object \"{}\"", object.request.path, object.name)
+            }
+            (Phase::Gathering, None) => format!("logging in at {}", login()),
+            (Phase::Waiting(_), _) => "waiting to try again".to_owned(),
+            (Phase::Rendering | Phase::Swapping | Phase::Unanswered | Phase::Ready, _) => "writing".to_owned(),
         };
+        let address = &attempt.spec.connection.address;
         let failure = match &attempt.failure {
             Some(error) => failure_of(error),
             None => MountFailure::new(
                 FailureKind::Internal,
-                format!("not ready in time, still {doing}; the work goes on and the next Mount takes it up"),
+                format!(
+                    "not ready in time, still {doing} on {address}; the work goes on and the next Mount takes it up"
+                ),
             ),
         };
         let calls: Vec<CallId> = over.into_iter().map(|call| call.id).collect();

@@ -25,8 +25,13 @@ impl Lifecycle {
     /// Starts a login with the freshest token of the session's users.
     pub(super) fn login(&mut self, id: SessionId, lane: Lane, now: BootTime) {
         let Some(record) = self.sessions.get(&id) else { return };
-        let source = record.succeeds.and_then(|former| self.sessions.get(&former)).unwrap_or(record);
-        let token_of = self.freshest_token(source, now).map(|(key, _)| key);
+        let former = record.succeeds.and_then(|former| self.sessions.get(&former));
+        let token_of = [Some(record), former]
+            .into_iter()
+            .flatten()
+            .filter_map(|source| self.freshest_token(source, now))
+            .max_by_key(|(_, token)| token.issued)
+            .map(|(key, _)| key);
         let (connection, login) = (record.identity.connection.clone(), record.identity.login.clone());
         let Some(token_of) = token_of else {
             let error = BackendError {
@@ -114,7 +119,6 @@ impl Lifecycle {
             let first = self.sessions.get(&former).and_then(|former| former.users.first().cloned());
             self.note(first.as_ref(), Note::Failing { what, error: error.clone(), wait });
             self.retime_session(id, now);
-            return;
         }
         self.login_ended(id, Err(error), now);
     }
