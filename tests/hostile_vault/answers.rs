@@ -129,7 +129,7 @@ async fn evil_vault_matrix() {
         let error = result.expect_err(name);
         assert_eq!(error.class, class, "{name}: {error}");
         assert!(!error.message.contains(CANARY) && !error.message.contains('\n'), "{name}: {error}");
-        assert!(started.elapsed() < Duration::from_secs(4), "{name} took {:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(8), "{name} took {:?}", started.elapsed());
         let sent = stub.sent.load(std::sync::atomic::Ordering::SeqCst);
         // What lies in socket buffers was sent and never read.
         if name != "drip of interim answers" {

@@ -176,8 +176,8 @@ pub(crate) fn good_read() -> Vec<Step> {
 
 pub(crate) fn limits() -> Limits {
     Limits {
-        connect: Duration::from_millis(1500),
-        first_byte: Duration::from_millis(1500),
+        connect: Duration::from_millis(2500),
+        first_byte: Duration::from_millis(2500),
         body: 1024 * 1024,
     }
 }
@@ -185,7 +185,7 @@ pub(crate) fn limits() -> Limits {
 pub(crate) fn context(address: &str, tls: TlsSpec) -> RequestContext {
     RequestContext {
         connection: Arc::new(Connection { address: address.to_owned(), namespace: String::new(), tls }),
-        timeout: Duration::from_millis(2500),
+        timeout: Duration::from_secs(4),
         on_behalf_of: "prod/app-1".into(),
         accessor: Some("acc".into()),
     }
