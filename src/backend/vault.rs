@@ -13,7 +13,7 @@ use endpoints::Call;
 use failure::{Target, Verdict};
 use index::Indexes;
 use reqwest::header::HeaderValue;
-use response::AnswerError;
+use response::{AnswerError, Granted};
 use transport::{Answer, TransportError};
 
 use super::{
@@ -122,7 +122,7 @@ impl VaultBackend {
         token: Option<&SecretString>,
     ) -> Result<Outcome, BackendError> {
         let target = target(context);
-        let index = if call.is_read() { self.indexes.get(target.address, target.namespace) } else { None };
+        let index = if call.is_read() { self.indexes.get(&target.address, target.namespace) } else { None };
         let mut answer = self.send(context, call, token, index.as_ref(), false).await?;
         if (200..300).contains(&answer.status) {
             return Ok(Outcome::Answered(answer));
@@ -177,7 +177,7 @@ impl VaultBackend {
         forward: bool,
     ) -> Result<Answer, BackendError> {
         let target = target(context);
-        let mut audit = AuditLine::new(context, call);
+        let mut audit = AuditLine::new(context, call, &target);
         let attempt = async {
             let endpoint = self.clients.endpoint(&context.connection).await?;
             let mut request = call.to_request(&endpoint, target.namespace, token)?;
@@ -195,7 +195,7 @@ impl VaultBackend {
         match result {
             Ok(answer) => {
                 if let Some(index) = answer.headers.get("x-vault-index") {
-                    self.indexes.put(target.address, target.namespace, index);
+                    self.indexes.put(&target.address, target.namespace, index);
                 }
                 Ok(answer)
             }
@@ -247,13 +247,13 @@ impl VaultBackend {
         context: &RequestContext,
         call: &Call<'_>,
         token: &ClientToken,
-        read: fn(&[u8]) -> Result<(Duration, bool), AnswerError>,
+        read: fn(&[u8]) -> Result<Granted, AnswerError>,
     ) -> Result<Renewed, BackendError> {
         let target = target(context);
         let Outcome::Answered(answer) = self.perform(context, call, Some(token)).await? else {
             return Err(failure::of_content(call, &target, AnswerError::Empty));
         };
-        let (ttl, renewable) =
+        let Granted { ttl, renewable } =
             read(answer.body.expose()).map_err(|error| failure::of_content(call, &target, error))?;
         Ok(Renewed { ttl, renewable, since: answer.since })
     }
@@ -265,7 +265,11 @@ fn raw(body: SecretBytes, since: crate::clock::BootTime) -> Secret {
 }
 
 fn target(context: &RequestContext) -> Target<'_> {
-    Target { address: &context.connection.address, namespace: &context.connection.namespace }
+    let address = canonical_address(&context.connection.address);
+    Target {
+        address: address.unwrap_or_else(|_| "a refused address".to_owned()),
+        namespace: &context.connection.namespace,
+    }
 }
 
 impl SecretBackend for VaultBackend {

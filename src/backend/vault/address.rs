@@ -207,12 +207,14 @@ pub(super) fn is_loopback(ip: IpAddr) -> bool {
 
 /// The IPv4 address that an IPv6 address stands for: mapped, compatible, NAT64 and 6to4 reach it.
 fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
-    let low = |ip: Ipv6Addr| {
-        Ipv4Addr::from_octets([ip.octets()[12], ip.octets()[13], ip.octets()[14], ip.octets()[15]])
+    let [.., high, low] = ip.segments();
+    let tail = {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        Ipv4Addr::new(a, b, c, d)
     };
     match ip.segments() {
-        [0, 0, 0, 0, 0, 0xffff, _, _] | [0x64, 0xff9b, 0, 0, 0, 0, _, _] => Some(low(ip)),
-        [0, 0, 0, 0, 0, 0, high, _] if high != 0 => Some(low(ip)),
+        [0, 0, 0, 0, 0, 0xffff, _, _] | [0x64, 0xff9b, 0, 0, 0, 0, _, _] => Some(tail),
+        [0, 0, 0, 0, 0, 0, high, _] if high != 0 => Some(tail),
         [0x2002, high, next, ..] => {
             let ([a, b], [c, d]) = (high.to_be_bytes(), next.to_be_bytes());
             Some(Ipv4Addr::new(a, b, c, d))

@@ -2,6 +2,7 @@
 
 use super::{
     endpoints::Call,
+    failure::Target,
     transport::{Answer, TransportError},
 };
 use crate::{
@@ -13,15 +14,16 @@ use crate::{
 pub(super) struct AuditLine<'a> {
     context: &'a RequestContext,
     call: &'a Call<'a>,
+    target: &'a Target<'a>,
     started: BootTime,
     status: String,
     request_id: String,
 }
 
 impl<'a> AuditLine<'a> {
-    pub(super) fn new(context: &'a RequestContext, call: &'a Call<'a>) -> Self {
+    pub(super) fn new(context: &'a RequestContext, call: &'a Call<'a>, target: &'a Target<'a>) -> Self {
         let status = "abandoned".to_owned();
-        Self { context, call, started: boot_now(), status, request_id: String::new() }
+        Self { context, call, target, started: boot_now(), status, request_id: String::new() }
     }
 
     /// Notes how the exchange ended.
@@ -43,8 +45,8 @@ impl Drop for AuditLine<'_> {
             operation = self.call.operation.as_str(),
             path = self.call.path,
             subject = self.call.subject,
-            address = self.context.connection.address,
-            namespace = self.context.connection.namespace,
+            address = self.target.address,
+            namespace = self.target.namespace,
             on_behalf_of = %self.context.on_behalf_of,
             accessor = self.context.accessor.as_deref().map(fingerprint).unwrap_or_default(),
             status = self.status,

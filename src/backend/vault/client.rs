@@ -74,7 +74,8 @@ impl ClientPool {
     pub(super) async fn endpoint(&self, connection: &Connection) -> Result<Endpoint, TransportError> {
         let address = VaultAddress::parse(&connection.address)?;
         let tls = if address.is_tls() { connection.tls.clone() } else { TlsSpec::default() };
-        let slot = self.slot((address.to_string(), tls.clone()));
+        let name = address.to_string();
+        let slot = self.slot((name.clone(), tls.clone()));
         // Held while files are read: a hundred mounts that start together build one client.
         let mut slot = slot.lock().await;
         let now = boot_now();
@@ -104,7 +105,7 @@ impl ClientPool {
             (Err(error), Some(built)) => {
                 if !std::mem::replace(&mut built.warned, true) {
                     tracing::warn!(
-                        address = connection.address,
+                        address = name,
                         %error,
                         "TLS files changed and cannot be used; connections keep the previous ones"
                     );

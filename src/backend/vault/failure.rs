@@ -21,7 +21,8 @@ const MAX_ERROR_BODY: usize = 64 * 1024;
 
 /// Where a call went, for people.
 pub(super) struct Target<'a> {
-    pub(super) address: &'a str,
+    /// Canonical; an address that was refused may hold a password and is not repeated.
+    pub(super) address: String,
     pub(super) namespace: &'a str,
 }
 
@@ -212,11 +213,6 @@ fn problem(call: &Call<'_>, target: &Target<'_>, answer: &Answer, texts: &Texts)
             "a standby answered that does not serve requests",
             "it will be tried again",
         ),
-        400..=499 => Problem::new(
-            Invalid,
-            &format!("the server refused the request ({code})"),
-            "check secretPath and secretArgs",
-        ),
         501 => {
             Problem::new(Sealed, "the server is not initialized (501)", "initialize it; nothing is lost here")
         }
@@ -234,6 +230,11 @@ fn problem(call: &Call<'_>, target: &Target<'_>, answer: &Answer, texts: &Texts)
             Transient,
             "the server failed (500), as it does when a database or other backend of its own is down",
             "it will be tried again",
+        ),
+        code if code < 500 => Problem::new(
+            Invalid,
+            &format!("the server refused the request ({code})"),
+            "check secretPath and secretArgs",
         ),
         _ => Problem::new(Transient, &format!("the server failed ({code})"), "it will be tried again"),
     }

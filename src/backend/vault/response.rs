@@ -135,19 +135,29 @@ pub(super) fn lease(envelope: &Envelope) -> Result<Option<LeaseTerms>, AnswerErr
     Ok(Some(LeaseTerms { id: id.clone(), ttl, renewable: envelope.renewable }))
 }
 
-/// What a renewal of a lease granted: TTL, and whether it can go on.
-pub(super) fn renewed_lease(body: &[u8]) -> Result<(Duration, bool), AnswerError> {
+/// What a renewal granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Granted {
+    /// TTL, clamped.
+    pub(super) ttl: Duration,
+    /// Whether it can go on.
+    pub(super) renewable: bool,
+}
+
+/// What a renewal of a lease granted.
+pub(super) fn renewed_lease(body: &[u8]) -> Result<Granted, AnswerError> {
     granted(&parse(body)?)
 }
 
-/// What a renewal of a session granted: TTL, and whether it can go on.
-pub(super) fn renewed_session(body: &[u8]) -> Result<(Duration, bool), AnswerError> {
+/// What a renewal of a session granted.
+pub(super) fn renewed_session(body: &[u8]) -> Result<Granted, AnswerError> {
     granted(parse(body)?.get("auth").and_then(Value::as_object).ok_or(AnswerError::NoAuth)?)
 }
 
-fn granted(map: &Map<String, Value>) -> Result<(Duration, bool), AnswerError> {
+fn granted(map: &Map<String, Value>) -> Result<Granted, AnswerError> {
     let ttl = seconds(map.get("lease_duration")).ok_or(AnswerError::NoDuration)?;
-    Ok((lifetime(ttl), map.get("renewable").and_then(Value::as_bool).unwrap_or(false)))
+    let renewable = map.get("renewable").and_then(Value::as_bool).unwrap_or(false);
+    Ok(Granted { ttl: lifetime(ttl), renewable })
 }
 
 /// `seconds` as a duration that can be calculated with.
@@ -237,7 +247,8 @@ mod tests {
             ("59.9", 59),
             ("3.6e3", 3600),
         ] {
-            let (ttl, _) = renewed_lease(format!(r#"{{"lease_duration":{number}}}"#).as_bytes()).unwrap();
+            let Granted { ttl, .. } =
+                renewed_lease(format!(r#"{{"lease_duration":{number}}}"#).as_bytes()).unwrap();
             assert_eq!(ttl.as_secs(), expected, "{number}");
         }
         for body in [r#"{"lease_duration":null}"#, r#"{"lease_duration":"3600"}"#, "{}"] {

@@ -11,7 +11,9 @@ use crate::{
     spec::{ApiPath, LoginSpec, SecretRequest, object::Method},
 };
 
-const TARGET: Target<'static> = Target { address: "https://vault:8200", namespace: "team-a" };
+fn target() -> Target<'static> {
+    Target { address: "https://vault:8200".to_owned(), namespace: "team-a" }
+}
 
 fn answer(status: u16, headers: &[(&'static str, &'static str)], body: &str) -> Answer {
     let headers: HeaderMap = headers
@@ -45,7 +47,7 @@ fn judge(operation: Operation, status: u16, body: &str) -> (String, String) {
         Operation::RevokeLease => Call::revoke_lease(lease),
         Operation::LookupSession => Call::lookup_session(),
     };
-    match of_answer(&call, &TARGET, &answer(status, &[], body), false) {
+    match of_answer(&call, &target(), &answer(status, &[], body), false) {
         Verdict::Failed(error) => {
             let again = if error.worth_retrying { "+" } else { "" };
             (format!("{}{again}", error.class), error.message)
@@ -151,9 +153,9 @@ fn measured_answers_have_their_class_and_advice() {
 fn an_empty_429_to_a_read_with_an_index_is_a_standby_that_lags() {
     let call = Call::lookup_session();
     let late = answer(429, &[("retry-after", "1")], r#"{"errors":[]}"#);
-    let Verdict::Lagging(error) = of_answer(&call, &TARGET, &late, true) else { panic!("not seen as lag") };
+    let Verdict::Lagging(error) = of_answer(&call, &target(), &late, true) else { panic!("not seen as lag") };
     assert_eq!((error.class, error.retry_after), (FailureClass::Transient, Some(Duration::from_secs(1))));
-    let Verdict::Failed(error) = of_answer(&call, &TARGET, &late, false) else { panic!("seen as lag") };
+    let Verdict::Failed(error) = of_answer(&call, &target(), &late, false) else { panic!("seen as lag") };
     assert_eq!(error.class, FailureClass::Throttled);
 }
 
