@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    path::Path,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -9,7 +10,7 @@ use std::{
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     admin::{self, Admin, Readiness},
@@ -17,6 +18,7 @@ use crate::{
     cli::{Cli, Command, VersionFormat},
     config::Config,
     metrics::Metrics,
+    projection::mounts::MountTable,
     provider::{Edge, Mounter, Node},
     telemetry,
     volume::{Journal, JournalError, Settings, VolumeManager},
@@ -148,9 +150,28 @@ async fn start_volumes(config: &Config, reporting: &Reporting) -> anyhow::Result
         Ok::<_, JournalError>((journal, digest_key))
     });
     let (journal, digest_key) = opened.await.context("the state folder could not be opened")??;
+    if let Some(reason) = missing_propagation(&config.kubelet_root) {
+        error!("{reason}");
+        reporting.readiness.degrade("propagation", reason);
+    }
     let settings = Settings { kubelet_root: config.kubelet_root.clone(), digest_key, seed: rand::random() };
     let backend = Arc::new(VaultBackend::new(Limits::default()));
     Ok(VolumeManager::start(settings, backend, journal, Arc::clone(&reporting.metrics)))
+}
+
+/// Why the host's mounts do not reach this process, so that the driver has to write the files.
+fn missing_propagation(kubelet_root: &Path) -> Option<String> {
+    let pods = kubelet_root.join("pods");
+    let table = MountTable::read().ok()?;
+    let propagates = pods.is_dir() && table.covering(&pods).is_some_and(|entry| entry.propagates());
+    (!propagates).then(|| {
+        format!(
+            "no mount propagation at {}: every volume is driver-written (files change only with the driver's \
+             next call, unmounts are not seen, fileOwner is refused); mount the kubelet's pods folder as hostPath \
+             with mountPropagation HostToContainer",
+            pods.display()
+        )
+    })
 }
 
 fn mounter(manager: VolumeManager) -> Mounter {

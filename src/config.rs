@@ -151,9 +151,15 @@ impl Config {
         let kubelet_root = absolute("kubelet-root", flags.kubelet_root)?;
         let health_addr = health_address(flags.health_addr)?;
 
-        let vault = defaults(&flags.vault.into(), &["VAULT_"], &environment)?;
+        let mut vault = defaults(&flags.vault.into(), &["VAULT_"], &environment)?;
         // OpenBao's own client library reads Vault's variables where its own are not set.
-        let openbao = defaults(&flags.openbao.into(), &["BAO_", "VAULT_"], &environment)?;
+        let mut openbao = defaults(&flags.openbao.into(), &["BAO_", "VAULT_"], &environment)?;
+        // One process serves both names, and mostly one server: where only one is told of, it is both's.
+        if openbao.address.is_none() {
+            openbao.clone_from(&vault);
+        } else if vault.address.is_none() {
+            vault.clone_from(&openbao);
+        }
         let baseline = baseline(
             &[&vault, &openbao],
             flags.allow_vault_address,

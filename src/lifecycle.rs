@@ -172,7 +172,7 @@ impl Lifecycle {
                     self.session_renewed(session, result, now);
                 }
                 Some(Op::RenewLease(key, serial, dependency, lease)) => {
-                    self.lease_renewed(op, key, serial, dependency, &lease, result, now);
+                    self.lease_renewed(op, (key, serial), dependency, &lease, result, now);
                 }
                 _ => {}
             },

@@ -115,7 +115,7 @@ impl Lifecycle {
         let session = installed.session;
         let overdue = decision.step == Step::Renew
             && dependency.backoff.failures() > 0
-            && !self.servers.get(&address).is_some_and(|server| server.closed_until.is_some())
+            && self.servers.get(&address).is_none_or(|server| server.closed_until.is_none())
             && dependency
                 .lease
                 .as_ref()
@@ -164,8 +164,7 @@ impl Lifecycle {
     pub(super) fn lease_renewed(
         &mut self,
         op: OpId,
-        key: VolumeKey,
-        serial: u64,
+        (key, serial): (VolumeKey, u64),
         id: DependencyId,
         lease: &str,
         result: Result<Renewed, BackendError>,

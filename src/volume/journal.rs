@@ -29,7 +29,6 @@ use crate::{
 
 /// Of the records; another version's are dropped, their sessions expire.
 const FORMAT: u32 = 1;
-const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 /// Why there is no journal.
 #[derive(Debug, thiserror::Error)]
@@ -136,7 +135,7 @@ impl Journal {
         };
         let statfs =
             nix::sys::statfs::statfs(folder).map_err(|errno| failed("see its file system")(errno.into()))?;
-        let durable = i64::from(statfs.filesystem_type().0) == TMPFS_MAGIC;
+        let durable = statfs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC;
         if !durable {
             warn!(
                 folder = %folder.display(),
