@@ -304,6 +304,8 @@ impl<B: SecretBackend> Worker<B> {
             .map_err(|error| refused(crate::telemetry::chain(&error).to_string()))?;
         if self.identities.get(key).is_some_and(|recorded| *recorded != found.identity) {
             self.feed(Event::Unmounted(key.clone()));
+            // What belonged to the former mount goes before the new one is recorded.
+            self.settle();
         }
         self.identities.insert(key.clone(), found.identity);
         let left = self

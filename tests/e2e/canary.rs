@@ -69,23 +69,7 @@ async fn canary_all_sinks_trace() {
         tokens.iter().map(|token| token.rsplit('.').next().unwrap_or(token).to_owned()).collect();
     assert!(tokens.len() >= 3, "tokens were seen on the wire");
 
-    let state_dir = stage.node.state_dir();
-    let state = stage.node.run(move || {
-        let mut text = String::new();
-        let mut folders = vec![state_dir];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-                match entry.file_type() {
-                    Ok(kind) if kind.is_dir() => folders.push(entry.path()),
-                    Ok(kind) if kind.is_file() => {
-                        text.push_str(&String::from_utf8_lossy(&std::fs::read(entry.path()).unwrap()));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        text
-    });
+    let state = stage.node.text_below(&stage.node.state_dir());
     let (_, metrics) = stage.leasehold.http_get("/metrics").await;
     let (_, ready) = stage.leasehold.http_get("/readyz").await;
     let log = stage.leasehold.log();

@@ -38,7 +38,7 @@ async fn private_mounts_are_written_by_the_driver() {
     // It is not a quiet mode.
     assert!(stage.leasehold.log().contains("driver-written"), "{}", stage.leasehold.log());
     let (_, ready) = stage.leasehold.http_get("/readyz").await;
-    assert!(ready.contains("propagation"), "{ready}");
+    assert!(ready.contains("driver-written"), "{ready}");
     // An answer above 3.5 MiB would be RESOURCE_EXHAUSTED at the driver, and the pod would start empty.
     let big = "x".repeat(900 << 10);
     for name in ["a", "b", "c", "d", "e"] {

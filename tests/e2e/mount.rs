@@ -258,14 +258,33 @@ async fn unmount_is_noticed_and_never_hindered() {
     .await;
 }
 
+/// A crash costs a running pod nothing: no login, no read, no write, and the republish after it neither.
+#[tokio::test]
+async fn restart_costs_no_request_and_no_write() {
+    let mut stage = Stage::start().await;
+    let volume = stage.volume();
+    stage.mount(&volume, &class()).await;
+    assert!(!stage.leasehold.log().contains("cannot write a record"), "{}", stage.leasehold.log());
+    let target = stage.kubelet.target(&volume);
+    let before = snapshot(&stage.node, &target);
+    let versions = stage.kubelet.driver.statuses();
+    stage.proxy.forget();
+    stage.leasehold.crash();
+    stage.leasehold.restart().await;
+    stage.mount(&volume, &class()).await;
+    assert_eq!(stage.proxy.requests(), [""; 0]);
+    assert_eq!(snapshot(&stage.node, &target), before);
+    assert_eq!(stage.kubelet.driver.statuses(), versions);
+    assert_eq!(stage.kubelet.driver.counts().masked, 0);
+    // It watches the mount again: the unmount is neither hindered nor missed.
+    stage.kubelet.unpublish(&volume).unwrap();
+    until("the journal of the mount is gone", SOON, async || {
+        (!journal(&stage).contains(&volume.pod.uid)).then_some(())
+    })
+    .await;
+}
+
 /// All text of the state folder.
 fn journal(stage: &Stage) -> String {
-    let folder = stage.node.state_dir();
-    stage.node.run(move || {
-        let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        files
-            .filter_map(|file| std::fs::read(file.path()).ok())
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .collect()
-    })
+    stage.node.text_below(&stage.node.state_dir())
 }

@@ -119,8 +119,8 @@ async fn bad_parameters_are_refused_with_their_name() {
             object("- {objectName: a, secretPath: s/a, secretKey: k, encoding: rot13}"),
             "invalid encoding type. Should be utf-8, base64, or hex",
         ),
-        (object("- {objectName: a, secretPath: secret/data/app/../other}"), "secret/data/app/../other"),
-        (object("- {objectName: a, secretPath: secret/data%2Fapp}"), "%"),
+        (object("- {objectName: a, secretPath: secret/data/app/../other}"), "secretPath"),
+        (object("- {objectName: a, secretPath: secret/data%2Fapp}"), "secretPath"),
         (class().with("vaultKubernetesMountPath", "a").with("vaultAuthMountPath", "a"), "cannot set both"),
         (class().with("vaultSkipTLSVerify", "maybe"), "vaultSkipTLSVerify"),
     ] {

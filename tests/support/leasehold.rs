@@ -21,7 +21,7 @@ use super::{
 /// How `leasehold provider` is started.
 #[derive(Clone, Debug)]
 pub struct Launch {
-    /// `--vault-addr`.
+    /// `--vault-addr` and `--openbao-addr`.
     pub vault_addr: String,
     /// File names of the sockets, without `.sock`.
     pub names: Vec<String>,
@@ -156,7 +156,7 @@ fn spawn(node: &Node, launch: &Launch, health_port: u16) -> Process {
         for name in &launch.names {
             command.arg("--endpoint").arg(node.providers_dir().join(format!("{name}.sock")));
         }
-        command.args(["--vault-addr", &launch.vault_addr]);
+        command.args(["--vault-addr", &launch.vault_addr, "--openbao-addr", &launch.vault_addr]);
         command.arg("--state-dir").arg(node.state_dir());
         command.arg("--kubelet-root").arg(node.kubelet_root());
         command.args(["--health-addr", &format!("127.0.0.1:{health_port}")]);

@@ -160,6 +160,28 @@ impl Node {
         })
     }
 
+    /// The text of all files below a folder, one after another.
+    pub fn text_below(&self, path: &Path) -> String {
+        let mut folders = vec![path.to_owned()];
+        self.run(move || {
+            let mut text = String::new();
+            while let Some(folder) = folders.pop() {
+                for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                    match entry.file_type() {
+                        Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+                        Ok(kind) if kind.is_file() => {
+                            // A file may be replaced meanwhile.
+                            let bytes = fs::read(entry.path()).unwrap_or_default();
+                            text.push_str(&String::from_utf8_lossy(&bytes));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            text
+        })
+    }
+
     /// Everything that lies on the disk beneath `path`, where no pod mount of this node is seen.
     pub fn on_disk_beneath(path: &Path) -> Vec<PathBuf> {
         let mut found = Vec::new();
