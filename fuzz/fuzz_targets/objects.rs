@@ -18,7 +18,10 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
         let names: BTreeSet<_> = parsed.spec.objects.iter().map(|object| object.name.as_str()).collect();
         assert_eq!(names.len(), parsed.spec.objects.len(), "names are unique");
         for name in &names {
-            assert!(!name.match_indices('/').any(|(end, _)| names.contains(&name[..end])), "no file is a folder");
+            assert!(
+                !name.match_indices('/').any(|(end, _)| names.contains(&name[..end])),
+                "no file is a folder"
+            );
         }
     }
 });

@@ -21,13 +21,10 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
         auth_mount: "kubernetes".into(),
         tls: TlsSpec::default(),
     };
-    let policy = Policy::baseline(Baseline { addresses: vec!["https://vault:8200".into()], ..Baseline::default() });
-    let pod = PodIdentity {
-        namespace: "n".into(),
-        name: "p".into(),
-        uid: "u".into(),
-        service_account: "s".into(),
-    };
+    let policy =
+        Policy::baseline(Baseline { addresses: vec!["https://vault:8200".into()], ..Baseline::default() });
+    let pod =
+        PodIdentity { namespace: "n".into(), name: "p".into(), uid: "u".into(), service_account: "s".into() };
     for provider in [ProviderName::Vault, ProviderName::Openbao, ProviderName::Leasehold] {
         match parameters::parse(provider, &attributes, FileMode::DEFAULT, &defaults) {
             Ok(parsed) => {

@@ -7,6 +7,8 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
     let _ = Policy::from_yaml(text, Baseline::default());
     if let Ok(key) = address_key(text) {
         assert_eq!(address_key(&key), Ok(key.clone()));
-        assert!(!key.contains(['@', '?', '#', '\\', '%']) && !key.bytes().any(|byte| byte.is_ascii_control()));
+        assert!(
+            !key.contains(['@', '?', '#', '\\', '%']) && !key.bytes().any(|byte| byte.is_ascii_control())
+        );
     }
 });
