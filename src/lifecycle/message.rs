@@ -11,8 +11,8 @@ use crate::{
     volume::{MountFailure, VolumeKey},
 };
 
-/// Names one request in flight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Names one request in flight. On record it says only that there was one: none outlives its process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct OpId(pub u64);
 
 /// Names one caller that waits for a Mount.

@@ -201,7 +201,6 @@ pub enum Need {
     /// Not asked for yet.
     Wanted,
     /// Asked for.
-    #[serde(skip)]
     InFlight(OpId),
     /// Here.
     Got(Box<Dependency>),
