@@ -122,6 +122,10 @@ fn crash_at_every_syscall() {
             }
             let mess = tree(&target).keys().filter(|path| !path.contains('/')).count();
             messes += u64::from(mess != 5);
+            // And once more, elsewhere, on what the first crash left.
+            kill_at(&target, stops * 37 % (stops + 1));
+            let twice = seen(&target);
+            assert!(twice == seen_new || (twice == seen_old && found == seen_old), "{:#?}", tree(&target));
             let after = writer.take_over(&new());
             assert_eq!(after.leftovers, 0, "after stop {stops}");
             assert_layout(&target, &after.version_dir, &new());
