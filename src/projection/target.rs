@@ -204,7 +204,10 @@ impl OpenTarget {
         };
         let missing = |doing| {
             move |errno| match errno {
-                rustix::io::Errno::NOENT => TargetError::NotMounted { path: path.to_owned() },
+                // EXDEV: what the walk had reached was unmounted under it.
+                rustix::io::Errno::NOENT | rustix::io::Errno::XDEV => {
+                    TargetError::NotMounted { path: path.to_owned() }
+                }
                 errno => failed(doing)(errno),
             }
         };

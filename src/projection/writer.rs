@@ -85,6 +85,9 @@ pub struct Swap {
     pub bytes: usize,
     /// Entries that should have gone and could not be removed; the next pass tries again.
     pub leftovers: usize,
+    /// Whether the root's mtime is what was asked for. Not so where the root is another user's, as an
+    /// emptyDir's is; no driver reads it there.
+    pub mtime_set: bool,
 }
 
 /// Why nothing was swapped. In every case the version that was there is there still, complete.
@@ -198,17 +201,17 @@ impl EntryError {
 pub fn write(request: WriteRequest<'_>) -> Result<Swap, WriteError> {
     let layout = Layout::new(request.payload)?;
     let target = OpenTarget::open_recorded(request.target, request.identity)?;
-    if let Some(previous) = request.previous {
-        check_previous(&target, request.target, previous)?;
-    }
-    let outcome = burst(&target, &request, &layout);
+    check_previous(&target, &request)?;
+    // The driver's RemoveAll takes files from under us as well: its errors are not ours to report.
+    let outcome = burst(&target, &request, &layout).or_else(|error| {
+        check_previous(&target, &request)?;
+        Err(error)
+    });
     // What a failed pass made and removed again has moved the clock as well.
     let (mtime, touched) =
         outcome.as_ref().map_or((RootMtime::Restore, true), |(_, touched)| (request.root_mtime, *touched));
-    let clock_set = apply_mtime(&target, mtime, touched);
-    let (swap, _) = outcome?;
-    clock_set.map_err(|errno| on("set the mtime of", ".")(errno).within(request.target, 0))?;
-    Ok(swap)
+    let mtime_set = apply_mtime(&target, mtime, touched).is_ok();
+    outcome.map(|(swap, _)| Swap { mtime_set, ..swap })
 }
 
 /// Everything that changes entries; also says whether any was.
@@ -247,7 +250,7 @@ fn burst(
     swept.changed |= changed || !obsolete.is_empty();
     swept.failed += sweep::discard(root, obsolete);
     let bytes = if changed { request.payload.len() } else { 0 };
-    Ok((Swap { version_dir, changed, bytes, leftovers: swept.failed }, swept.changed))
+    Ok((Swap { version_dir, changed, bytes, leftovers: swept.failed, mtime_set: false }, swept.changed))
 }
 
 /// Links before the swap, so that everything that may fail for want of space comes before the one step
@@ -260,9 +263,7 @@ fn publish(
 ) -> Result<(), WriteError> {
     let failed = |error: EntryError| error.within(request.target, request.payload.len());
     let linked = sweep::link_files(&target.root, layout).map_err(failed)?;
-    request
-        .previous
-        .map_or(Ok(()), |previous| check_previous(target, request.target, previous))
+    check_previous(target, request)
         .and_then(|()| version::swap(&target.root, made).map_err(failed))
         .inspect_err(|_| {
             sweep::discard(&target.root, linked.created.iter().copied());
@@ -321,19 +322,17 @@ pub fn inspect(target: &Path) -> Result<Inspection, TargetError> {
 
 /// The driver's RemoveAll goes by name: the version folder first, `..data` after it. Either one missing
 /// means it has begun.
-fn check_previous(target: &OpenTarget, path: &Path, previous: &str) -> Result<(), WriteError> {
+fn check_previous(target: &OpenTarget, request: &WriteRequest<'_>) -> Result<(), WriteError> {
+    let Some(previous) = request.previous else { return Ok(()) };
+    let path = || request.target.to_owned();
     match rustix::fs::readlinkat(&target.root, DATA, Vec::new()) {
-        Ok(link) if link.as_bytes() == previous.as_bytes() && version::exists(&target.root, previous) => {
-            Ok(())
+        Ok(link) if link.as_bytes() != previous.as_bytes() => {
+            Err(WriteError::Displaced { path: path(), expected: previous.to_owned() })
         }
-        Ok(link) if link.as_bytes() == previous.as_bytes() => {
-            Err(WriteError::BeingUnpublished { path: path.to_owned() })
-        }
-        Err(Errno::NOENT) => Err(WriteError::BeingUnpublished { path: path.to_owned() }),
-        Ok(_) | Err(Errno::INVAL) => {
-            Err(WriteError::Displaced { path: path.to_owned(), expected: previous.to_owned() })
-        }
-        Err(errno) => Err(on("read the link", DATA)(errno).within(path, 0)),
+        Ok(_) if version::exists(&target.root, previous) => Ok(()),
+        Ok(_) | Err(Errno::NOENT) => Err(WriteError::BeingUnpublished { path: path() }),
+        Err(Errno::INVAL) => Err(WriteError::Displaced { path: path(), expected: previous.to_owned() }),
+        Err(errno) => Err(on("read the link", DATA)(errno).within(request.target, 0)),
     }
 }
 

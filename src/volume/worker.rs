@@ -129,6 +129,9 @@ impl<B: SecretBackend> Worker<B> {
             let inspection = match volume.mode {
                 Mode::ProviderWritten => target::validate_target_path(&self.kubelet_root, key.path())
                     .and_then(|_| writer::inspect(key.path()))
+                    .inspect_err(|error| {
+                        info!(volume = %key, error = crate::telemetry::chain(error), "a volume on record is gone");
+                    })
                     .ok(),
                 Mode::DriverWritten => None,
             };

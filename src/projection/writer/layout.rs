@@ -107,8 +107,8 @@ mod tests {
         ] {
             assert!(check_path(bad).is_err(), "{bad:?} was accepted");
         }
-        for good in ["a", "a/..b", ".hidden", "a/b/c", "...".trim_start_matches("..."), "ä/ö", &long[1..]] {
-            assert_eq!(check_path(good).is_ok(), !good.is_empty(), "{good:?}");
+        for good in ["a", "a/..b", ".hidden", "a/b/c", "ä/ö", &long[1..]] {
+            assert_eq!(check_path(good), Ok(()), "{good:?}");
         }
     }
 
