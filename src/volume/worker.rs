@@ -2,7 +2,7 @@
 //! order, and keeps the record one step ahead of them.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::Arc,
@@ -20,6 +20,7 @@ use super::{
     execute::{self, Job, Outcome},
     holdings::{HeldSession, Holdings},
     journal::{Journal, Restored},
+    queue::{FairQueue, Place},
     report,
 };
 use crate::{
@@ -27,9 +28,7 @@ use crate::{
     clock::{boot_now, wall_now},
     lifecycle::{
         Event, Lifecycle,
-        message::{
-            Action, CallId, Digest, Fetched, Lane, Mount, Note, OpId, PlanId, SwapOutcome, TokenTimes,
-        },
+        message::{Action, CallId, Digest, Fetched, Mount, Note, OpId, PlanId, SwapOutcome, TokenTimes},
         volume::Mode,
     },
     metrics::{Metrics, Operation},
@@ -47,10 +46,6 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 const JUMP: Duration = Duration::from_secs(5);
 /// A burst of mount table changes is one look: a node that starts fifty pods changes it hundreds of times.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Requests in flight per node: what protects the server from one node.
-const IN_FLIGHT: usize = 64;
-/// Of them, for upkeep: the rest is kept for pods that wait.
-const BACKGROUND_IN_FLIGHT: usize = 16;
 
 /// What the worker is started with.
 #[derive(Debug)]
@@ -76,9 +71,8 @@ pub(super) struct Worker<B> {
     calls: BTreeMap<CallId, oneshot::Sender<Result<MountAnswer, MountFailure>>>,
     commands: mpsc::Receiver<Command>,
     mounts: Option<MountWatch>,
-    queues: [VecDeque<(OpId, Lane, Job, Operation)>; 2],
-    in_flight: JoinSet<(OpId, Lane, Operation, Instant, Outcome)>,
-    background: usize,
+    queue: FairQueue<(OpId, Job, Operation)>,
+    in_flight: JoinSet<(OpId, Place, Operation, Instant, Outcome)>,
     last_call: u64,
     look_at: Option<Instant>,
 }
@@ -108,9 +102,8 @@ impl<B: SecretBackend> Worker<B> {
             calls: BTreeMap::new(),
             commands,
             mounts,
-            queues: [VecDeque::new(), VecDeque::new()],
+            queue: FairQueue::new(),
             in_flight: JoinSet::new(),
-            background: 0,
             last_call: 0,
             look_at: None,
         };
@@ -184,10 +177,8 @@ impl<B: SecretBackend> Worker<B> {
                     None => return,
                 },
                 Some(joined) = self.in_flight.join_next() => match joined {
-                    Ok((op, lane, operation, started, outcome)) => {
-                        if lane == Lane::Background {
-                            self.background -= 1;
-                        }
+                    Ok((op, place, operation, started, outcome)) => {
+                        self.queue.give_back(&place);
                         self.ended(op, operation, started.elapsed(), outcome);
                     }
                     Err(error) => error!(%error, "a request's task was lost"),
@@ -250,6 +241,16 @@ impl<B: SecretBackend> Worker<B> {
                 return;
             }
         };
+        let plan = command.plan.and_then(|spec| match mode {
+            Mode::DriverWritten if spec.objects.iter().any(|object| object.owner.is_some()) => {
+                Err(MountFailure::new(
+                    FailureKind::FailedPrecondition,
+                    "fileOwner and fileGroup need volumes that leasehold writes itself, and this node's are \
+                     driver-written: mount the kubelet's pods folder with mountPropagation HostToContainer",
+                ))
+            }
+            _ => Ok(spec),
+        });
         let token = match command.token {
             Ok(token) => {
                 let wall = wall_now();
@@ -278,7 +279,7 @@ impl<B: SecretBackend> Worker<B> {
             provider: command.provider,
             class: command.class,
             mode,
-            plan: command.plan,
+            plan,
             digest: command.attributes_digest,
             token,
             intact,
@@ -470,8 +471,8 @@ impl<B: SecretBackend> Worker<B> {
             Action::Perform(op, lane, request) => {
                 let operation = operation(&request);
                 let job = execute::prepare(&self.core, &self.holdings, lane, request);
-                let queue = usize::from(lane == Lane::Background);
-                self.queues[queue].push_back((op, lane, job, operation));
+                let namespace = job.namespace().to_owned();
+                self.queue.push(lane, &namespace, (op, job, operation));
             }
             Action::Supply(op, plan, dependency) => self.holdings.supply(op, plan, dependency),
             Action::Render(plan, spec) => {
@@ -588,23 +589,14 @@ impl<B: SecretBackend> Worker<B> {
         }
     }
 
-    /// Starts what waits, pods first.
+    /// Starts what may start.
     fn dispatch(&mut self) {
-        while self.in_flight.len() < IN_FLIGHT {
-            let next = match self.queues[0].pop_front() {
-                Some(job) => Some(job),
-                None if self.background < BACKGROUND_IN_FLIGHT => self.queues[1].pop_front(),
-                None => None,
-            };
-            let Some((op, lane, job, operation)) = next else { break };
-            if lane == Lane::Background {
-                self.background += 1;
-            }
+        while let Some((place, (op, job, operation))) = self.queue.pop() {
             let backend = Arc::clone(&self.backend);
             self.in_flight.spawn(async move {
                 let started = Instant::now();
                 let (op, outcome) = execute::run(backend, op, job).await;
-                (op, lane, operation, started, outcome)
+                (op, place, operation, started, outcome)
             });
         }
     }
@@ -622,7 +614,7 @@ impl<B: SecretBackend> Worker<B> {
             | Note::EditRejected(_)
             | Note::Refused(_)
             | Note::LeftToExpire { .. }
-            | Note::Silent(_)
+            | Note::Silent { .. }
             | Note::LongTtl(_) => warn!(pod, class, next, "{note}"),
             Note::Expired(_) => error!(pod, class, next, "{note}"),
             Note::Renewed { .. } => debug!(pod, class, next, "{note}"),
