@@ -108,17 +108,18 @@ impl Setup {
         let read = |path: String| format!("path \"{path}\" {{ capabilities = [\"read\"] }}\n");
         let policy = [
             read(format!("database/creds/{name}")),
-            read(format!("database/static-creds/{name}")),
+            read(format!("database/static-creds/st-{name}")),
             read(format!("secret/data/{name}/*")),
             policy,
         ]
         .concat();
-        admin.put_policy(name, &policy).await;
+        // A name of its own: `default` is what gives pods renew-self and revoke-self.
+        admin.put_policy(&format!("pod-{name}"), &policy).await;
         let mut role = json!({
             "bound_service_account_names": ["app", "other"],
             "bound_service_account_namespaces": ["prod"],
             "audience": "vault",
-            "token_policies": [name],
+            "token_policies": [format!("pod-{name}")],
             "token_ttl": "1h",
             "token_max_ttl": "24h",
         });

@@ -143,7 +143,7 @@ async fn jwt_mounts_never_share_a_login() {
     let role = json!({
         "role_type": "jwt", "user_claim": "sub", "bound_audiences": ["vault"],
         "bound_subject": "system:serviceaccount:prod:app",
-        "token_policies": [case.name], "token_ttl": "1h", "token_max_ttl": "2h",
+        "token_policies": [format!("pod-{}", case.name)], "token_ttl": "1h", "token_max_ttl": "2h",
     });
     case.admin.write(&format!("auth/{mount}/role/app"), role).await;
     let class = case.class(&case.kv("note")).with("vaultAuthMountPath", mount);

@@ -78,26 +78,26 @@ async fn static_role_is_followed() {
     let case = Setup::new("static").start().await;
     case.ground.postgres.sql("create role static_app login password 'x'");
     let role = json!({"db_name": "postgres", "username": "static_app", "rotation_period": "9s"});
-    case.admin.write(&format!("database/static-roles/{}", case.name), role).await;
+    case.admin.write(&format!("database/static-roles/st-{}", case.name), role).await;
     let volume = case.volume();
     let objects: String = ["username", "password"]
         .map(|key| {
             format!(
-                "- {{objectName: {key}, secretPath: database/static-creds/{}, secretKey: {key}}}\n",
+                "- {{objectName: {key}, secretPath: database/static-creds/st-{}, secretKey: {key}}}\n",
                 case.name
             )
         })
         .concat();
     case.mounted(&volume, &objects).await;
     let served = async || {
-        let answer = case.admin.read(&format!("database/static-creds/{}", case.name)).await;
+        let answer = case.admin.read(&format!("database/static-creds/st-{}", case.name)).await;
         answer["data"]["password"].as_str().expect("a password").to_owned()
     };
     let mut last: Credential = case.credential(&volume);
     case.login(&last).await.unwrap();
     for by_hand in [false, true, false] {
         if by_hand {
-            case.admin.write(&format!("database/rotate-role/{}", case.name), json!({})).await;
+            case.admin.write(&format!("database/rotate-role/st-{}", case.name), json!({})).await;
         }
         let next = case
             .until("the server rotates", SOON, async || {
