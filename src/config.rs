@@ -162,9 +162,9 @@ impl Config {
             auth_mount: AUTH_MOUNT.to_owned(),
             tls: TlsSpec::default(),
         };
-        if openbao == unsaid {
+        if openbao == unsaid && vault.address.is_some() {
             openbao.clone_from(&vault);
-        } else if vault == unsaid {
+        } else if vault == unsaid && openbao.address.is_some() {
             vault.clone_from(&openbao);
         }
         let baseline = baseline(
