@@ -7,7 +7,7 @@ use super::{
     backoff::Pace,
     message::{Action, Lane, Note, OpId, Request, TokenTimes},
     renewal::{Step, Term, decide, replace_by},
-    session::{Session, SessionId, SessionState},
+    session::{OwedLease, Session, SessionId, SessionState},
     volume::Reason,
 };
 use crate::{
@@ -299,7 +299,7 @@ impl Lifecycle {
             let ttl = now.until(ends);
             self.note(first.as_ref(), Note::LeftToExpire { what: lease_path(&lease), ttl });
         } else {
-            record.owed.push((lease, at));
+            record.owed.push(OwedLease { lease, at, ends });
         }
         self.retime_session(id, now);
     }
@@ -322,7 +322,7 @@ impl Lifecycle {
             }
             Err(error) if super::passes(&error) => {
                 let wait = record.backoff.next(Pace::REVOKE, error.retry_after, &mut self.jitter);
-                record.owed.push((lease, now + wait));
+                record.owed.push(OwedLease { lease, at: now + wait, ends });
             }
             Err(error) => {
                 if error.class == FailureClass::Denied {
@@ -533,10 +533,12 @@ impl Lifecycle {
             return;
         }
         let (due, rest): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut record.owed).into_iter().partition(|(_, at)| *at <= now);
+            std::mem::take(&mut record.owed).into_iter().partition(|owed| owed.at <= now);
         record.owed = rest;
-        let ends = record.term.map_or(now, Term::ends);
-        for (lease, _) in due {
+        for OwedLease { lease, ends, .. } in due {
+            if ends <= now {
+                continue;
+            }
             let request = Request::RevokeLease(id, lease.clone());
             self.perform(Op::RevokeLease(id, lease, ends), Lane::Background, request);
         }
@@ -647,7 +649,7 @@ impl Lifecycle {
                 revoke.into_iter().chain(ends).min()
             }
             SessionState::Live => {
-                let owed = record.owed.iter().map(|(_, at)| *at).min();
+                let owed = record.owed.iter().map(|owed| owed.at).min();
                 let idle = record.idle_since.filter(|_| record.users.is_empty());
                 let idle = idle.map(|since| since + SHARED_GRACE);
                 let upkeep = if record.op.is_some() || record.users.is_empty() || self.all_silent(record) {
