@@ -570,7 +570,7 @@ impl Lifecycle {
         if record.lost {
             return Some((Step::Replace, "the server does not know the session"));
         }
-        if worth_hand_over(record, now) {
+        if self.leftover_due(record, now).is_some_and(|due| due <= now) {
             return Some((Step::Replace, "replaced leases could not be revoked one by one"));
         }
         if let Some(due) = self.last_login(record, now)
@@ -604,6 +604,21 @@ impl Lifecycle {
             return Some((Step::Replace, "renewing it kept failing"));
         }
         Some((decision.step, decision.why))
+    }
+
+    /// When the session should be made anew because replaced leases could not be revoked one by one, if they
+    /// are worth that. Not sooner than each lease of its mounts may be minted again.
+    fn leftover_due(&self, record: &Session, now: BootTime) -> Option<BootTime> {
+        let worth = record.leftover.len() >= LEFTOVER_COUNT
+            || record.leftover.iter().any(|(_, ends)| now.until(*ends) > LEFTOVER_LIFE);
+        let installed = record
+            .users
+            .iter()
+            .filter_map(|key| self.volumes.get(key).and_then(|volume| volume.installed.as_ref()));
+        let budgets = installed
+            .flat_map(|installed| installed.dependencies.values())
+            .filter_map(|known| known.lease.as_ref().map(|(_, term)| known.budget.next(term.full)));
+        worth.then(|| budgets.max().unwrap_or(now).max(now))
     }
 
     /// When the session should be made anew because the last ServiceAccount token held for it ends.
@@ -658,12 +673,11 @@ impl Lifecycle {
                     Some(wait(now))
                 } else {
                     let decision = record.effective_term().and_then(|term| decide(term, DEFAULT_OVERLAP));
-                    let leftover = worth_hand_over(record, now);
                     decision
                         .map(|decision| decision.at)
                         .into_iter()
                         .chain(self.last_login(record, now))
-                        .chain(leftover.then_some(now))
+                        .chain(self.leftover_due(record, now))
                         .min()
                         .map(wait)
                 };
@@ -727,12 +741,6 @@ impl Lifecycle {
             }
         }
     }
-}
-
-/// Whether replaced leases that could not be revoked one by one are worth a session hand-over.
-fn worth_hand_over(record: &Session, now: BootTime) -> bool {
-    record.leftover.len() >= LEFTOVER_COUNT
-        || record.leftover.iter().any(|(_, ends)| now.until(*ends) > LEFTOVER_LIFE)
 }
 
 /// The path of a lease, without its id: fit for logs.
