@@ -154,10 +154,17 @@ impl Config {
         let mut vault = defaults(&flags.vault.into(), &["VAULT_"], &environment)?;
         // OpenBao's own client library reads Vault's variables where its own are not set.
         let mut openbao = defaults(&flags.openbao.into(), &["BAO_", "VAULT_"], &environment)?;
-        // One process serves both names, and mostly one server: where only one is told of, it is both's.
-        if openbao.address.is_none() {
+        // One process serves both names, and mostly one server: the name that nothing was said about has the
+        // other's settings.
+        let unsaid = Defaults {
+            address: None,
+            namespace: String::new(),
+            auth_mount: AUTH_MOUNT.to_owned(),
+            tls: TlsSpec::default(),
+        };
+        if openbao == unsaid && vault.address.is_some() {
             openbao.clone_from(&vault);
-        } else if vault.address.is_none() {
+        } else if vault == unsaid && openbao.address.is_some() {
             vault.clone_from(&openbao);
         }
         let baseline = baseline(

@@ -17,6 +17,7 @@ use crate::{
 mod execute;
 mod holdings;
 mod journal;
+mod queue;
 mod report;
 mod worker;
 

@@ -282,7 +282,12 @@ pub enum Note {
     /// The volume is gone.
     Unmounted,
     /// No Mount came for long: a driver-written volume is let expire.
-    Silent(Duration),
+    Silent {
+        /// How long none came.
+        after: Duration,
+        /// Until the first of its credentials dies, if any does.
+        dies: Option<Duration>,
+    },
     /// A granted TTL is so long that a node's reboot leaves orphans for as long.
     LongTtl(Duration),
 }
@@ -301,7 +306,7 @@ impl Note {
             Self::LeftToExpire { .. } => "left-to-expire",
             Self::Expired(_) => "expired",
             Self::Unmounted => "unmounted",
-            Self::Silent(_) => "silent",
+            Self::Silent { .. } => "silent",
             Self::LongTtl(_) => "long-ttl",
         }
     }
@@ -330,11 +335,18 @@ impl fmt::Display for Note {
             }
             Self::Expired(what) => write!(f, "expired: {what}"),
             Self::Unmounted => f.write_str("unmounted"),
-            Self::Silent(after) => write!(
-                f,
-                "no Mount for {}s: a driver-written volume shows no unmount, so its session is no longer renewed",
-                after.as_secs()
-            ),
+            Self::Silent { after, dies } => {
+                write!(
+                    f,
+                    "no Mount for {}s: a driver-written volume shows no unmount, so its session is no longer \
+                     renewed (is enableSecretRotation on in the driver?)",
+                    after.as_secs()
+                )?;
+                match dies {
+                    Some(dies) => write!(f, "; its credentials die in {}s", dies.as_secs()),
+                    None => Ok(()),
+                }
+            }
             Self::LongTtl(ttl) => write!(
                 f,
                 "a login was granted {}s: a reboot of the node leaves its leases alive for as long; set token_ttl \

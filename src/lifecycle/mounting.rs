@@ -20,6 +20,9 @@ use crate::{
     volume::{FailureKind, MountFailure, VolumeKey},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// A lower KV version seen this often in a row is a restore from a snapshot, not a standby that lags: the
 /// longest lag measured was 2.2 s.
 pub(super) const REGRESSIONS_BELIEVED: u32 = 4;
@@ -319,8 +322,14 @@ impl Lifecycle {
             && session.identity == identity
         {
             let requests = spec.requests();
+            // What is made again goes with its session: whether a lease can be revoked alone is up to policy.
+            let held = installed
+                .dependencies
+                .iter()
+                .all(|(id, known)| known.held || known.lease.is_none() || !requests.contains_key(id));
             let serves = match reason {
-                Reason::Changed | Reason::Replace(_) | Reason::Repair => true,
+                Reason::Replace(_) => true,
+                Reason::Changed | Reason::Repair => held,
                 Reason::Mount | Reason::HandOver(_) => false,
                 // A lease that the edit drops and that cannot be revoked alone goes with its session.
                 Reason::Edit => {
@@ -328,7 +337,7 @@ impl Lifecycle {
                         .dependencies
                         .iter()
                         .any(|(id, known)| known.lease.is_some() && !requests.contains_key(id));
-                    !(drops && self.facts.revoke_denied.contains(&identity))
+                    held && !(drops && self.facts.revoke_denied.contains(&identity))
                 }
             };
             let fits =

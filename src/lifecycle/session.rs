@@ -42,6 +42,17 @@ pub enum SessionState {
     Retiring(BootTime),
 }
 
+/// A lease that is to be given back although its session lives on.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct OwedLease {
+    /// Its id.
+    pub lease: String,
+    /// Not before.
+    pub at: BootTime,
+    /// When it ends by itself.
+    pub ends: BootTime,
+}
+
 /// A session.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Session {
@@ -80,8 +91,8 @@ pub struct Session {
     pub retired_from: Option<VolumeKey>,
     /// Leases made in it that nobody uses and that could not be revoked; end of each.
     pub leftover: Vec<(String, BootTime)>,
-    /// Leases made in it that are to be revoked one by one, from then on.
-    pub owed: Vec<(String, BootTime)>,
+    /// Leases made in it that are to be revoked one by one.
+    pub owed: Vec<OwedLease>,
 }
 
 impl Session {

@@ -7,7 +7,7 @@ use super::{
     backoff::Pace,
     message::{Action, Lane, Note, OpId, Request, TokenTimes},
     renewal::{Step, Term, decide, replace_by},
-    session::{Session, SessionId, SessionState},
+    session::{OwedLease, Session, SessionId, SessionState},
     volume::Reason,
 };
 use crate::{
@@ -299,7 +299,7 @@ impl Lifecycle {
             let ttl = now.until(ends);
             self.note(first.as_ref(), Note::LeftToExpire { what: lease_path(&lease), ttl });
         } else {
-            record.owed.push((lease, at));
+            record.owed.push(OwedLease { lease, at, ends });
         }
         self.retime_session(id, now);
     }
@@ -322,7 +322,7 @@ impl Lifecycle {
             }
             Err(error) if super::passes(&error) => {
                 let wait = record.backoff.next(Pace::REVOKE, error.retry_after, &mut self.jitter);
-                record.owed.push((lease, now + wait));
+                record.owed.push(OwedLease { lease, at: now + wait, ends });
             }
             Err(error) => {
                 if error.class == FailureClass::Denied {
@@ -533,10 +533,12 @@ impl Lifecycle {
             return;
         }
         let (due, rest): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut record.owed).into_iter().partition(|(_, at)| *at <= now);
+            std::mem::take(&mut record.owed).into_iter().partition(|owed| owed.at <= now);
         record.owed = rest;
-        let ends = record.term.map_or(now, Term::ends);
-        for (lease, _) in due {
+        for OwedLease { lease, ends, .. } in due {
+            if ends <= now {
+                continue;
+            }
             let request = Request::RevokeLease(id, lease.clone());
             self.perform(Op::RevokeLease(id, lease, ends), Lane::Background, request);
         }
@@ -568,7 +570,7 @@ impl Lifecycle {
         if record.lost {
             return Some((Step::Replace, "the server does not know the session"));
         }
-        if worth_hand_over(record, now) {
+        if self.leftover_due(record, now).is_some_and(|due| due <= now) {
             return Some((Step::Replace, "replaced leases could not be revoked one by one"));
         }
         if let Some(due) = self.last_login(record, now)
@@ -602,6 +604,21 @@ impl Lifecycle {
             return Some((Step::Replace, "renewing it kept failing"));
         }
         Some((decision.step, decision.why))
+    }
+
+    /// When the session should be made anew because replaced leases could not be revoked one by one, if they
+    /// are worth that. Not sooner than each lease of its mounts may be minted again.
+    fn leftover_due(&self, record: &Session, now: BootTime) -> Option<BootTime> {
+        let worth = record.leftover.len() >= LEFTOVER_COUNT
+            || record.leftover.iter().any(|(_, ends)| now.until(*ends) > LEFTOVER_LIFE);
+        let installed = record
+            .users
+            .iter()
+            .filter_map(|key| self.volumes.get(key).and_then(|volume| volume.installed.as_ref()));
+        let budgets = installed
+            .flat_map(|installed| installed.dependencies.values())
+            .filter_map(|known| known.lease.as_ref().map(|(_, term)| known.budget.next(term.full)));
+        worth.then(|| budgets.max().unwrap_or(now).max(now))
     }
 
     /// When the session should be made anew because the last ServiceAccount token held for it ends.
@@ -647,7 +664,7 @@ impl Lifecycle {
                 revoke.into_iter().chain(ends).min()
             }
             SessionState::Live => {
-                let owed = record.owed.iter().map(|(_, at)| *at).min();
+                let owed = record.owed.iter().map(|owed| owed.at).min();
                 let idle = record.idle_since.filter(|_| record.users.is_empty());
                 let idle = idle.map(|since| since + SHARED_GRACE);
                 let upkeep = if record.op.is_some() || record.users.is_empty() || self.all_silent(record) {
@@ -656,12 +673,11 @@ impl Lifecycle {
                     Some(wait(now))
                 } else {
                     let decision = record.effective_term().and_then(|term| decide(term, DEFAULT_OVERLAP));
-                    let leftover = worth_hand_over(record, now);
                     decision
                         .map(|decision| decision.at)
                         .into_iter()
                         .chain(self.last_login(record, now))
-                        .chain(leftover.then_some(now))
+                        .chain(self.leftover_due(record, now))
                         .min()
                         .map(wait)
                 };
@@ -725,12 +741,6 @@ impl Lifecycle {
             }
         }
     }
-}
-
-/// Whether replaced leases that could not be revoked one by one are worth a session hand-over.
-fn worth_hand_over(record: &Session, now: BootTime) -> bool {
-    record.leftover.len() >= LEFTOVER_COUNT
-        || record.leftover.iter().any(|(_, ends)| now.until(*ends) > LEFTOVER_LIFE)
 }
 
 /// The path of a lease, without its id: fit for logs.

@@ -60,7 +60,15 @@ impl Lifecycle {
         volume.silent = true;
         let session = volume.installed.as_ref().map(|installed| installed.session);
         self.abandon(key, "Mounts stopped coming", now);
-        self.note(Some(key), Note::Silent(limit));
+        let volume = &self.volumes[key];
+        let leases = volume.installed.iter().flat_map(|installed| installed.dependencies.values());
+        let term = session.and_then(|id| self.sessions.get(&id)).and_then(|record| record.term);
+        let leased = leases.clone().any(|dependency| dependency.lease.is_some());
+        // Without leases nothing in the files ends with the session.
+        let session_ends = term.filter(|term| leased && !term.ttl.is_zero()).map(super::renewal::Term::ends);
+        let dies = leases.filter_map(super::volume::Dependency::ends).chain(session_ends).min();
+        let dies = dies.map(|at| now.until(at));
+        self.note(Some(key), Note::Silent { after: limit, dies });
         self.dirty_volumes.insert(key.clone());
         if let Some(session) = session {
             self.retime_session(session, now);

@@ -2,7 +2,7 @@
 //! order, and keeps the record one step ahead of them.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::Arc,
@@ -20,6 +20,7 @@ use super::{
     execute::{self, Job, Outcome},
     holdings::{HeldSession, Holdings},
     journal::{Journal, Restored},
+    queue::{FairQueue, Place},
     report,
 };
 use crate::{
@@ -27,9 +28,7 @@ use crate::{
     clock::{boot_now, wall_now},
     lifecycle::{
         Event, Lifecycle,
-        message::{
-            Action, CallId, Digest, Fetched, Lane, Mount, Note, OpId, PlanId, SwapOutcome, TokenTimes,
-        },
+        message::{Action, CallId, Digest, Fetched, Mount, Note, OpId, PlanId, SwapOutcome, TokenTimes},
         volume::Mode,
     },
     metrics::{Metrics, Operation},
@@ -47,10 +46,11 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 const JUMP: Duration = Duration::from_secs(5);
 /// A burst of mount table changes is one look: a node that starts fifty pods changes it hundreds of times.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Requests in flight per node: what protects the server from one node.
-const IN_FLIGHT: usize = 64;
-/// Of them, for upkeep: the rest is kept for pods that wait.
-const BACKGROUND_IN_FLIGHT: usize = 16;
+
+/// How often the pod's folder of a volume in grace is looked for.
+const GRACE_LOOK: Duration = Duration::from_secs(5);
+/// EX_SOFTWARE of sysexits.h.
+const EXIT_DEFECT: i32 = 70;
 
 /// What the worker is started with.
 #[derive(Debug)]
@@ -76,11 +76,11 @@ pub(super) struct Worker<B> {
     calls: BTreeMap<CallId, oneshot::Sender<Result<MountAnswer, MountFailure>>>,
     commands: mpsc::Receiver<Command>,
     mounts: Option<MountWatch>,
-    queues: [VecDeque<(OpId, Lane, Job, Operation)>; 2],
-    in_flight: JoinSet<(OpId, Lane, Operation, Instant, Outcome)>,
-    background: usize,
+    queue: FairQueue<(OpId, Job, Operation)>,
+    in_flight: JoinSet<(OpId, Place, Operation, Instant, Outcome)>,
     last_call: u64,
-    look_at: Option<Instant>,
+    /// When the mount table is looked at next, whatever wakes us.
+    look_at: Instant,
 }
 
 impl<B: SecretBackend> Worker<B> {
@@ -108,14 +108,23 @@ impl<B: SecretBackend> Worker<B> {
             calls: BTreeMap::new(),
             commands,
             mounts,
-            queues: [VecDeque::new(), VecDeque::new()],
+            queue: FairQueue::new(),
             in_flight: JoinSet::new(),
-            background: 0,
             last_call: 0,
-            look_at: None,
+            look_at: Instant::now(),
         };
         worker.restore();
-        tokio::spawn(worker.run());
+        let task = tokio::spawn(worker.run());
+        tokio::spawn(async move {
+            if let Err(failure) = task.await
+                && failure.is_panic()
+            {
+                // A process without its worker would refuse every pod for ever; a new one takes everything up
+                // from the journal.
+                error!("a defect in leasehold ended the worker: exiting to be started anew");
+                std::process::exit(EXIT_DEFECT);
+            }
+        });
         VolumeManager { commands: sender }
     }
 
@@ -170,7 +179,7 @@ impl<B: SecretBackend> Worker<B> {
             self.dispatch();
             let now = boot_now();
             let due = self.core.poll_timeout().map_or(LONGEST_SLEEP, |at| now.until(at)).min(LONGEST_SLEEP);
-            let due = self.look_at.map_or(due, |at| due.min(at.saturating_duration_since(Instant::now())));
+            let due = due.min(self.look_at.saturating_duration_since(Instant::now()));
             let changed = async {
                 match &mut self.mounts {
                     // Its events are a hint; the look itself is taken once things settle.
@@ -184,16 +193,14 @@ impl<B: SecretBackend> Worker<B> {
                     None => return,
                 },
                 Some(joined) = self.in_flight.join_next() => match joined {
-                    Ok((op, lane, operation, started, outcome)) => {
-                        if lane == Lane::Background {
-                            self.background -= 1;
-                        }
+                    Ok((op, place, operation, started, outcome)) => {
+                        self.queue.give_back(&place);
                         self.ended(op, operation, started.elapsed(), outcome);
                     }
                     Err(error) => error!(%error, "a request's task was lost"),
                 },
                 changed = changed => match changed {
-                    Ok(()) => self.look_at = self.look_at.or(Some(Instant::now() + SETTLE)),
+                    Ok(()) => self.look_at = self.look_at.min(Instant::now() + SETTLE),
                     Err(error) => {
                         error!(%error, "the watch of the mount table ended: unmounts are seen within 30 s only");
                         self.mounts = None;
@@ -207,10 +214,11 @@ impl<B: SecretBackend> Worker<B> {
                 self.feed(Event::TimeJumped);
             }
             last = woke;
-            if self.look_at.is_some_and(|at| at <= Instant::now())
-                || (self.mounts.is_none() && due >= LONGEST_SLEEP)
-            {
-                self.look_at = None;
+            if self.look_at <= Instant::now() {
+                // A volume whose first mount failed is waited for only while its pod's folder is there, and
+                // that folder's end is no event of the mount table.
+                let waits = self.core.volumes().values().any(|volume| !volume.mounted);
+                self.look_at = Instant::now() + if waits { GRACE_LOOK } else { LONGEST_SLEEP };
                 self.look();
             }
             self.guard("timers", None, |worker| worker.core.handle_timeout(woke));
@@ -250,6 +258,16 @@ impl<B: SecretBackend> Worker<B> {
                 return;
             }
         };
+        let plan = command.plan.and_then(|spec| match mode {
+            Mode::DriverWritten if spec.objects.iter().any(|object| object.owner.is_some()) => {
+                Err(MountFailure::new(
+                    FailureKind::FailedPrecondition,
+                    "fileOwner and fileGroup need volumes that leasehold writes itself, and this node's are \
+                     driver-written: mount the kubelet's pods folder with mountPropagation HostToContainer",
+                ))
+            }
+            _ => Ok(spec),
+        });
         let token = match command.token {
             Ok(token) => {
                 let wall = wall_now();
@@ -278,7 +296,7 @@ impl<B: SecretBackend> Worker<B> {
             provider: command.provider,
             class: command.class,
             mode,
-            plan: command.plan,
+            plan,
             digest: command.attributes_digest,
             token,
             intact,
@@ -470,8 +488,8 @@ impl<B: SecretBackend> Worker<B> {
             Action::Perform(op, lane, request) => {
                 let operation = operation(&request);
                 let job = execute::prepare(&self.core, &self.holdings, lane, request);
-                let queue = usize::from(lane == Lane::Background);
-                self.queues[queue].push_back((op, lane, job, operation));
+                let namespace = job.namespace().to_owned();
+                self.queue.push(lane, &namespace, (op, job, operation));
             }
             Action::Supply(op, plan, dependency) => self.holdings.supply(op, plan, dependency),
             Action::Render(plan, spec) => {
@@ -588,23 +606,14 @@ impl<B: SecretBackend> Worker<B> {
         }
     }
 
-    /// Starts what waits, pods first.
+    /// Starts what may start.
     fn dispatch(&mut self) {
-        while self.in_flight.len() < IN_FLIGHT {
-            let next = match self.queues[0].pop_front() {
-                Some(job) => Some(job),
-                None if self.background < BACKGROUND_IN_FLIGHT => self.queues[1].pop_front(),
-                None => None,
-            };
-            let Some((op, lane, job, operation)) = next else { break };
-            if lane == Lane::Background {
-                self.background += 1;
-            }
+        while let Some((place, (op, job, operation))) = self.queue.pop() {
             let backend = Arc::clone(&self.backend);
             self.in_flight.spawn(async move {
                 let started = Instant::now();
                 let (op, outcome) = execute::run(backend, op, job).await;
-                (op, lane, operation, started, outcome)
+                (op, place, operation, started, outcome)
             });
         }
     }
@@ -622,7 +631,7 @@ impl<B: SecretBackend> Worker<B> {
             | Note::EditRejected(_)
             | Note::Refused(_)
             | Note::LeftToExpire { .. }
-            | Note::Silent(_)
+            | Note::Silent { .. }
             | Note::LongTtl(_) => warn!(pod, class, next, "{note}"),
             Note::Expired(_) => error!(pod, class, next, "{note}"),
             Note::Renewed { .. } => debug!(pod, class, next, "{note}"),
