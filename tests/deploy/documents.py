@@ -51,7 +51,7 @@ def check_commands(problems):
                 problems.append(f"{page.name}: the binary has no command {name}")
         for flag in re.findall(r"`--([a-z][a-z-]*)", text):
             seen += 1
-            if flag not in source.flags():
+            if flag not in source.every_flag():
                 problems.append(f"{page.name}: the binary has no flag --{flag}")
         for metric in re.findall(r"\bleasehold_[a-z_]+", text):
             seen += 1

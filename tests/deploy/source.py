@@ -27,15 +27,36 @@ def found(what, items):
 
 
 @cache
+def arguments():
+    """Each struct of arguments -> its long flags, those of the structs flattened into it too."""
+    text = read("src/cli.rs")
+    server = found("server flags", set(re.findall(r'id = concat!\(\$flag, "(-[a-z-]+)"\)', text)))
+    known = {
+        struct: {prefix + name for name in server} for struct, prefix in (("VaultFlags", "vault"), ("OpenbaoFlags", "openbao"))
+    }
+    bodies = dict(re.findall(r"pub struct (\w+Args) \{(.*?)\n\}", text, re.S))
+
+    def of(struct):
+        if struct not in known:
+            fields = re.findall(r"^    pub (\w+): (\w+)", bodies[struct], re.M)
+            nested = [of(kind) for _, kind in fields if kind in bodies or kind in known]
+            own = {name.replace("_", "-") for name, kind in fields if kind not in bodies and kind not in known}
+            known[struct] = own.union(*nested)
+        return known[struct]
+
+    for struct in found("arguments", bodies):
+        of(struct)
+    return known
+
+
 def flags():
     """Long flags of `leasehold provider`."""
-    text = read("src/cli.rs")
-    fields = re.search(r"pub struct ProviderArgs \{(.*?)\n\}", text, re.S)
-    plain = re.findall(r"^    pub (\w+):", found("ProviderArgs", fields)[1], re.M)
-    plain = {name.replace("_", "-") for name in plain} - {"vault", "openbao"}
-    server = set(re.findall(r'id = concat!\(\$flag, "(-[a-z-]+)"\)', text))
-    prefixed = {prefix + name for prefix in ("vault", "openbao") for name in found("server flags", server)}
-    return plain | prefixed
+    return arguments()["ProviderArgs"]
+
+
+def every_flag():
+    """Long flags of every command."""
+    return set().union(*arguments().values())
 
 
 @cache
