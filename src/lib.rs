@@ -6,9 +6,11 @@
 
 pub mod backend;
 pub mod clock;
+pub mod format;
 pub mod policy;
 pub mod projection;
 pub mod render;
 pub mod secret;
 pub mod spec;
+pub mod template;
 pub mod volume;
