@@ -120,6 +120,3 @@ fn flat(value: &Json) -> std::borrow::Cow<'_, str> {
         other => json::to_raw_text(other).into(),
     }
 }
-
-#[cfg(test)]
-mod tests;

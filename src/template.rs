@@ -422,6 +422,3 @@ pub fn function_names() -> impl Iterator<Item = &'static str> {
 pub fn refused_functions() -> impl Iterator<Item = (&'static str, &'static str)> {
     functions::refused()
 }
-
-#[cfg(test)]
-mod tests;

@@ -62,12 +62,18 @@ impl PrivateKey {
         Self::from_pkcs8(pkcs8)
     }
 
-    /// From PKCS#8 DER.
+    /// From PKCS#8 DER. What version 2 adds, attributes and a public key, is dropped: OpenSSL 3.0 opens no
+    /// keystore that holds it.
     ///
     /// # Errors
     /// It is not PKCS#8.
     pub fn from_pkcs8(pkcs8: Vec<u8>) -> Result<Self, FormatError> {
-        let key = Self { pkcs8: SecretBytes::new(pkcs8) };
+        let whole = SecretBytes::new(pkcs8);
+        let mut fields = Reader(Reader(whole.expose()).expect(SEQUENCE)?);
+        fields.expect(INTEGER)?;
+        let algorithm = fields.expect(SEQUENCE)?;
+        let inner = fields.expect(OCTET_STRING)?;
+        let key = Self { pkcs8: SecretBytes::new(wrap(&[algorithm], inner)) };
         key.parts()?;
         Ok(key)
     }
