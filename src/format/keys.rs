@@ -83,20 +83,19 @@ impl PrivateKey {
         self.pkcs8.expose()
     }
 
-    /// Algorithm, its parameter if that is an OID, and the key inside.
-    pub(super) fn parts(&self) -> Result<(&[u8], Option<&[u8]>, &[u8]), FormatError> {
+    fn parts(&self) -> Result<Parts<'_>, FormatError> {
         let mut outer = Reader(Reader(self.pkcs8.expose()).expect(SEQUENCE)?);
         outer.expect(INTEGER)?;
         let mut algorithm = Reader(outer.expect(SEQUENCE)?);
         let name = algorithm.expect(OID)?;
         let parameter = algorithm.next().filter(|(tag, _)| *tag == OID).map(|(_, content)| content);
-        Ok((name, parameter, outer.expect(OCTET_STRING)?))
+        Ok(Parts { algorithm: name, parameter, inner: outer.expect(OCTET_STRING)? })
     }
 
     /// Algorithm and bytes of the public key, as a certificate carries them.
     fn public(&self) -> Result<(&[u8], Vec<u8>), FormatError> {
         const BROKEN: FormatError = FormatError::PrivateKey("its numbers make no key");
-        let (algorithm, parameter, inner) = self.parts()?;
+        let Parts { algorithm, parameter, inner } = self.parts()?;
         let public = match algorithm {
             RSA => {
                 let mut numbers = Reader(Reader(inner).expect(SEQUENCE)?);
@@ -138,6 +137,14 @@ impl PrivateKey {
             Err(FormatError::Mismatch)
         }
     }
+}
+
+/// What PKCS#8 says of a key.
+struct Parts<'a> {
+    algorithm: &'a [u8],
+    /// The algorithm's parameter, if that is an OID: the curve.
+    parameter: Option<&'a [u8]>,
+    inner: &'a [u8],
 }
 
 fn wrap(algorithm: &[&[u8]], key: &[u8]) -> Vec<u8> {

@@ -62,7 +62,7 @@ fn variables<'a>(pipes: &[Found<'a>]) -> BTreeMap<Arc<str>, Option<&'a Pipe>> {
 }
 
 /// Variables set inside parentheses are never constants.
-fn nested_variables<'a>(pipe: &Pipe, known: &mut BTreeMap<Arc<str>, Option<&'a Pipe>>) {
+fn nested_variables(pipe: &Pipe, known: &mut BTreeMap<Arc<str>, Option<&Pipe>>) {
     for expr in pipe.commands.iter().flat_map(|command| &command.args) {
         let inner = match &expr.kind {
             ExprKind::Pipe(inner) => inner,

@@ -181,11 +181,9 @@ impl<'a> Executor<'a> {
     }
 
     fn set(&mut self, name: &Arc<str>, value: Value, assigns: bool) {
-        if assigns {
-            if let Some((_, slot)) = self.variables.iter_mut().rev().find(|(known, _)| known == name) {
-                *slot = value;
-                return;
-            }
+        if assigns && let Some((_, slot)) = self.variables.iter_mut().rev().find(|(known, _)| known == name) {
+            *slot = value;
+            return;
         }
         self.variables.push((Arc::clone(name), value));
     }
@@ -223,10 +221,10 @@ impl<'a> Executor<'a> {
         match &first.kind {
             ExprKind::Function(_) => self.call(first, rest, dot, piped),
             ExprKind::Chain(inner, fields) if matches!(inner.kind, ExprKind::Function(_)) => {
-                if let ExprKind::Function(function) = &inner.kind {
-                    if function.special == Special::Scratch {
-                        return self.scratch(first.position, fields, rest, dot, piped);
-                    }
+                if let ExprKind::Function(function) = &inner.kind
+                    && function.special == Special::Scratch
+                {
+                    return self.scratch(first.position, fields, rest, dot, piped);
                 }
                 if !rest.is_empty() || piped.is_some() {
                     return Err(expression(first.position, "a field takes no arguments"));
@@ -261,10 +259,10 @@ impl<'a> Executor<'a> {
             ExprKind::Function(_) => self.call(expr, &[], dot, None)?,
             ExprKind::Pipe(pipe) => self.pipe(pipe, dot)?,
             ExprKind::Chain(inner, fields) => {
-                if let ExprKind::Function(function) = &inner.kind {
-                    if function.special == Special::Scratch {
-                        return self.scratch(expr.position, fields, &[], dot, None);
-                    }
+                if let ExprKind::Function(function) = &inner.kind
+                    && function.special == Special::Scratch
+                {
+                    return self.scratch(expr.position, fields, &[], dot, None);
                 }
                 let value = self.expr(inner, dot)?;
                 self.fields(value, fields, expr.position)?

@@ -211,10 +211,10 @@ pub(super) fn find(
     dialect: Dialect,
     position: Position,
 ) -> Result<&'static Function, TemplateError> {
-    if dialect == Dialect::Consul {
-        if let Some(function) = consul::OVERRIDES.iter().find(|function| function.name == name) {
-            return Ok(function);
-        }
+    if dialect == Dialect::Consul
+        && let Some(function) = consul::OVERRIDES.iter().find(|function| function.name == name)
+    {
+        return Ok(function);
     }
     let plain = name.strip_prefix("sprig_").unwrap_or(name);
     if let Some(function) = FUNCTIONS.get(plain) {

@@ -389,10 +389,10 @@ fn number(text: &str) -> Option<Kind> {
         }
         _ => (10, lower.as_str()),
     };
-    if !body.starts_with(['+', '-']) {
-        if let Ok(value) = i128::from_str_radix(body, radix) {
-            return i64::try_from(if negative { -value } else { value }).ok().map(Kind::Int);
-        }
+    if !body.starts_with(['+', '-'])
+        && let Ok(value) = i128::from_str_radix(body, radix)
+    {
+        return i64::try_from(if negative { -value } else { value }).ok().map(Kind::Int);
     }
     if radix != 10 || !lower.bytes().all(|b| b.is_ascii_digit() || b"+-.e".contains(&b)) {
         return None;
