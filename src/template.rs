@@ -88,15 +88,16 @@ pub struct Limits {
     pub range_iterations: u64,
     /// Bytes of the file, and of any value on the way.
     pub output_bytes: usize,
-    /// Bytes read and made on the way; the measure of time, at some hundred MiB a second.
+    /// Bytes read and made on the way, values of a list or map counted by what they take in memory: the
+    /// measure of both time and memory.
     pub work_bytes: usize,
 }
 
 impl Default for Limits {
-    /// 100,000 rounds; 4 MiB, which is more than a Kubernetes Secret or a KV value can hold; 256 MiB of
-    /// work, which is below a second or so.
+    /// 100,000 rounds; 4 MiB, which is more than a Kubernetes Secret or a KV value can hold; 64 MiB of work,
+    /// below a second and below the memory that an agent is usually given.
     fn default() -> Self {
-        Self { range_iterations: 100_000, output_bytes: 4 << 20, work_bytes: 256 << 20 }
+        Self { range_iterations: 100_000, output_bytes: 4 << 20, work_bytes: 64 << 20 }
     }
 }
 

@@ -43,7 +43,7 @@ fn collect<'a>(nodes: &'a [Node], into: &mut Vec<Found<'a>>) {
                 collect(&branch.otherwise, into);
             }
             Node::Template { pipe: Some(pipe), .. } => into.push((pipe, true)),
-            Node::Template { pipe: None, .. } | Node::Text(_) | Node::Break | Node::Continue => {}
+            Node::Template { pipe: None, .. } | Node::Text(..) | Node::Break | Node::Continue => {}
         }
     }
 }

@@ -53,8 +53,8 @@ impl<'a> Executor<'a> {
 
     fn node(&mut self, node: &Node, dot: &Value) -> Result<Flow, TemplateError> {
         match node {
-            Node::Text(text) => {
-                self.out.push(text).map_err(|fault| plain(fault, Position { line: 1, column: 1 }))?;
+            Node::Text(position, text) => {
+                self.out.push(text).map_err(|fault| plain(fault, *position))?;
             }
             Node::Action(pipe) => {
                 let value = self.pipe(pipe, dot)?;

@@ -13,7 +13,7 @@ const MAX_NESTING: usize = 64;
 
 #[derive(Debug)]
 pub(super) enum Node {
-    Text(Arc<[u8]>),
+    Text(Position, Arc<[u8]>),
     Action(Pipe),
     If(Branch),
     Range(Branch),
@@ -176,7 +176,7 @@ impl Parser {
             let token = self.next();
             match token.kind {
                 Kind::End => break Ended::OfText,
-                Kind::Text(text) => nodes.push(Node::Text(Arc::from(text))),
+                Kind::Text(text) => nodes.push(Node::Text(token.position, Arc::from(text))),
                 Kind::Open => {
                     self.skip_space();
                     if let Kind::Keyword(keyword) = *self.kind() {

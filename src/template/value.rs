@@ -137,7 +137,7 @@ impl Value {
         if depth > MAX_DEPTH {
             return Err(Fault::Why("the value is nested deeper than 100"));
         }
-        budget.work(16)?;
+        budget.work(64)?;
         Ok(match self {
             Self::Nil => Json::Null,
             Self::Bool(value) => Json::Bool(*value),
@@ -348,7 +348,7 @@ impl Value {
         if depth > MAX_DEPTH {
             return Err(Fault::Why("the value is nested deeper than 100"));
         }
-        budget.work(32)?;
+        budget.work(64)?;
         Ok(match self {
             Self::List(list) => {
                 let items = list.items().iter().map(|item| item.copy_at(budget, depth + 1));

@@ -229,6 +229,35 @@ fn keystores_are_refused_for_what_is_wrong() {
     assert_eq!(pkcs12::read(store.expose(), "right").unwrap().certificates.len(), 1);
 }
 
+/// Whoever can write a secret can put anything where a keystore, a key or a certificate should be.
+#[test]
+fn broken_keystores_and_certificates_are_errors() {
+    let issued = ec();
+    let key = PrivateKey::from_pem(&issued.key).unwrap();
+    let chain = Certificate::all_from_pem(&issued.chain()).unwrap();
+    let store = pkcs12::write(&key, &chain, "a", "p").unwrap();
+    assert!(pkcs12::read(store.expose(), "p").is_ok());
+    let step = store.expose().len() / 150;
+    for at in (0..store.expose().len()).step_by(step) {
+        let mut bytes = store.expose().to_vec();
+        bytes[at] ^= 0x55;
+        let _ = pkcs12::read(&bytes, "p");
+        assert!(pkcs12::read(&store.expose()[..at], "p").is_err());
+    }
+    for at in 0..chain[0].der().len() {
+        let mut bytes = chain[0].der().to_vec();
+        bytes[at] ^= 0x55;
+        let _ = Certificate::from_der(&bytes);
+        assert!(Certificate::from_der(&bytes[..at]).is_err());
+    }
+    for at in 0..key.pkcs8().len() {
+        let mut bytes = key.pkcs8().to_vec();
+        bytes[at] ^= 0x55;
+        let _ = PrivateKey::from_pkcs8(bytes).map(|key| key.matches(&chain[0]));
+        assert!(PrivateKey::from_pkcs8(key.pkcs8()[..at].to_vec()).is_err());
+    }
+}
+
 /// External Secrets Operator's functions, over archives that openssl made with old and new algorithms.
 #[test]
 fn template_functions_open_and_make_archives() {

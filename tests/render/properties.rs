@@ -257,6 +257,15 @@ fn secret_calls_are_found_once_and_in_order() {
     }
 }
 
+/// A parsed template is kept with its spec and rendered off the worker's thread.
+#[test]
+fn templates_move_between_threads() {
+    fn shared<T: Send + Sync>(_: &T) {}
+    let template = Template::parse("{{ .a }}", None).unwrap();
+    shared(&template);
+    shared(&Context::default());
+}
+
 #[test]
 fn other_delimiters() {
     let template = Template::parse("{{ x }}[[- .a -]] b [[/* c */]]", Some(("[[", "]]"))).unwrap();

@@ -46,7 +46,7 @@ fn from_json(args: &Args<'_>, empty_is_map: bool) -> Result<Value, Fault> {
     if input.is_empty() && empty_is_map {
         return Ok(Value::map([]));
     }
-    args.env.budget.work(input.len().saturating_mul(8))?;
+    args.env.budget.work(input.len().saturating_mul(32))?;
     // serde_json's own limit is 128 levels.
     let json: serde_json::Value =
         serde_json::from_slice(input).map_err(|_| Fault::Why("the string is not JSON"))?;
@@ -63,7 +63,7 @@ fn to_yaml(args: &Args<'_>) -> Result<Value, Fault> {
 
 fn from_yaml(args: &Args<'_>) -> Result<Value, Fault> {
     let input = utf8(args.bytes(0)?)?;
-    args.env.budget.work(input.len().saturating_mul(8))?;
+    args.env.budget.work(input.len().saturating_mul(32))?;
     let json = format::yaml::from_text(input).map_err(|_| Fault::Why("the string is not YAML"))?;
     Ok(if json.is_null() { Value::map([]) } else { Value::from_json(&json) })
 }

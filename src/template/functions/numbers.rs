@@ -186,7 +186,7 @@ fn sequence(args: &Args<'_>, start: i64, stop: i64, step: i64) -> Result<Value, 
     let mut items = Vec::new();
     let mut at = start;
     while step > 0 && at < stop && start <= stop || step < 0 && at > stop && stop < start {
-        args.env.budget.work(32)?;
+        args.env.budget.work(64)?;
         items.push(Value::Int(at));
         let Some(next) = at.checked_add(step) else { break };
         at = next;

@@ -450,7 +450,7 @@ fn splitn(args: &Args<'_>) -> Result<Value, Fault> {
 
 pub(super) fn split_list(args: &Args<'_>) -> Result<Value, Fault> {
     let parts = split_on(args.bytes(1)?, args.bytes(0)?, usize::MAX);
-    args.env.budget.work(parts.len().saturating_mul(32))?;
+    args.env.budget.work(parts.len().saturating_mul(64))?;
     Ok(Value::list(parts.into_iter().map(Value::text).collect()))
 }
 
