@@ -297,8 +297,10 @@ enum Input<'a> {
     Bytes(&'a [u8]),
 }
 
-/// What a template sees: inputs by name, the pod as `pod` (which no input can take the place of), and the
-/// time.
+/// What a template sees: inputs by name, the pod, and the time.
+///
+/// The pod is `.pod` of the root, before any input of that name, so that no secret can pretend to be it; a
+/// `range` over the root does not see it, so that templates over all keys of a secret write only those.
 #[derive(Clone)]
 pub struct Context<'a> {
     inputs: BTreeMap<String, Input<'a>>,
@@ -340,7 +342,7 @@ impl<'a> Context<'a> {
             };
             (exec::key(name), value)
         });
-        value::Value::map(inputs.chain([(exec::key("pod"), self.pod.to_value())]))
+        value::Value::map(inputs)
     }
 }
 
@@ -391,8 +393,8 @@ impl Template {
         let budget = budget::Budget::new(limits);
         let secrets = |call: &SecretCall| secrets(call).map(value::Value::from_json);
         let env = environment(&budget, &secrets, context.now);
-        let root = context.to_value();
-        exec::Executor::run(&self.tree, &env, &budget, &root).map(SecretBytes::new)
+        let (root, pod) = (context.to_value(), context.pod.to_value());
+        exec::Executor::run(&self.tree, &env, &root, &pod).map(SecretBytes::new)
     }
 }
 

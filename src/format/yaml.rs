@@ -101,12 +101,7 @@ fn scalar(out: &mut String, value: &Json, indent: usize) {
 
 fn string(out: &mut String, text: &str, indent: usize, lines: bool) {
     if lines && text.contains('\n') && literal_fits(text) {
-        let kept = text.trim_end_matches('\n');
-        out.push_str(match text.len() - kept.len() {
-            0 => "|-",
-            1 => "|",
-            _ => "|+",
-        });
+        out.push_str(if text.ends_with('\n') { "|" } else { "|-" });
         let body = text.strip_suffix('\n').unwrap_or(text);
         for line in body.split('\n') {
             out.push('\n');
@@ -134,11 +129,12 @@ fn printable(character: char) -> bool {
         | '\u{ff00}'..='\u{fffd}' | '\u{10000}'..='\u{10ffff}')
 }
 
-/// Whether `|` carries it: nothing to escape, no leading space that would set the indentation, and no line
-/// of spaces that a reader might take for less.
+/// Whether `|` carries it: nothing to escape, no leading space that would set the indentation, no line end
+/// beyond one, and no space before one, which tools that trim text would take away.
 fn literal_fits(text: &str) -> bool {
     text.chars().all(|c| printable(c) || c == '\n')
         && !text.starts_with([' ', '\n'])
+        && !text.ends_with("\n\n")
         && !text.split('\n').any(|line| !line.is_empty() && line.ends_with(' '))
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
 use super::{
     Limit, Position, TemplateError,
-    budget::{Budget, Buffer},
+    budget::Buffer,
     fault::Fault,
     functions::{Args, Env, Special},
     parse::{Branch, Command, Expr, ExprKind, Node, Pipe, Tree},
@@ -23,6 +23,9 @@ enum Flow {
 pub(super) struct Executor<'a> {
     tree: &'a Tree,
     env: &'a Env<'a>,
+    /// What the template was given, and the pod, which is a field of it that no range sees.
+    root: &'a Value,
+    pod: &'a Value,
     out: Buffer<'a>,
     variables: Vec<(Arc<str>, Value)>,
     depth: usize,
@@ -32,11 +35,11 @@ impl<'a> Executor<'a> {
     pub(super) fn run(
         tree: &'a Tree,
         env: &'a Env<'a>,
-        budget: &'a Budget,
-        root: &Value,
+        root: &'a Value,
+        pod: &'a Value,
     ) -> Result<Vec<u8>, TemplateError> {
         let variables = vec![(Arc::from("$"), root.clone())];
-        let mut executor = Executor { tree, env, out: budget.buffer(), variables, depth: 0 };
+        let mut executor = Executor { tree, env, root, pod, out: env.budget.buffer(), variables, depth: 0 };
         executor.list(&tree.body, root)?;
         Ok(executor.out.into_bytes())
     }
@@ -278,6 +281,7 @@ impl<'a> Executor<'a> {
     ) -> Result<Value, TemplateError> {
         for field in fields {
             let found = match &value {
+                Value::Map(_) if field.as_ref() == "pod" && value.is(self.root) => Some(self.pod.clone()),
                 Value::Map(map) => map.get(field.as_bytes()),
                 Value::Nil => None,
                 other => {

@@ -107,6 +107,12 @@ fn verb_into(
         return Err(Fault::Why("a value is null; use default, or if"));
     }
     let budget = args.env.budget;
+    if verb == 'v' && flags.sharp {
+        return Err(Fault::Why("%#v prints Go source, which nothing here is; use %v or %q"));
+    }
+    // %+v names the fields of structs, and adds no plus to a number.
+    let plain = Flags { plus: flags.plus && verb != 'v', ..copy(flags) };
+    let flags = &plain;
     match (verb, value) {
         ('v', Value::Int(value)) | ('d', Value::Int(value)) => integer(out, *value, 10, false, flags),
         ('b', Value::Int(value)) => integer(out, *value, 2, false, flags),

@@ -166,6 +166,11 @@ impl Value {
         })
     }
 
+    /// Whether both are the same map, not only an equal one.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Map(a), Self::Map(b)) if Rc::ptr_eq(a, b))
+    }
+
     /// The word for its type in errors.
     pub(super) fn kind(&self) -> &'static str {
         match self {

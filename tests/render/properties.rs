@@ -267,6 +267,17 @@ fn templates_move_between_threads() {
 }
 
 #[test]
+fn the_pod_is_a_field_that_no_range_sees() {
+    let data = json!({"a": "1", "pod": {"name": "pretender"}});
+    let mut context = Context::default();
+    context.pod.name = "web-0".into();
+    context.insert_keys(data.as_object().unwrap());
+    let template = "{{ .pod.name }} {{ with .a }}{{ $.pod.name }}{{ end }} {{ range $k, $_ := . }}{{ $k }} {{ end }}{{ len . }}";
+    let file = Template::parse(template, None).unwrap().render(&context, &|_| None, &Limits::default());
+    assert_eq!(file.unwrap().expose(), b"web-0 web-0 a pod 2");
+}
+
+#[test]
 fn other_delimiters() {
     let template = Template::parse("{{ x }}[[- .a -]] b [[/* c */]]", Some(("[[", "]]"))).unwrap();
     let a = json!("v");

@@ -57,8 +57,8 @@ fn to_yaml(args: &Args<'_>) -> Result<Value, Fault> {
     let json = args.value(0)?.to_json(args.env.budget)?;
     let yaml = format::yaml::to_text(&json);
     args.env.budget.work(yaml.len())?;
-    // Both peers trim the last line end.
-    text(yaml.trim_end_matches('\n'))
+    // Both peers drop the last line end.
+    text(yaml.strip_suffix('\n').unwrap_or(&yaml))
 }
 
 fn from_yaml(args: &Args<'_>) -> Result<Value, Fault> {
@@ -76,9 +76,10 @@ fn to_toml(args: &Args<'_>) -> Result<Value, Fault> {
 
 /// url.Parse, as far as sprig shows it.
 fn url_parse(args: &Args<'_>) -> Result<Value, Fault> {
+    const WRONG: Fault = Fault::Why("the string is not a URL");
     let input = args.text(0)?;
     if input.bytes().any(|byte| byte < b' ' || byte == 0x7f) {
-        return Err(Fault::Why("the string is not a URL"));
+        return Err(WRONG);
     }
     let (rest, fragment) = input.split_once('#').unwrap_or((input, ""));
     let scheme_end = rest.find(':').filter(|at| {
@@ -92,7 +93,12 @@ fn url_parse(args: &Args<'_>) -> Result<Value, Fault> {
     };
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (mut userinfo, mut host, mut path, mut opaque) = ("", "", rest, "");
-    if let Some(after) = rest.strip_prefix("//") {
+    let authority = rest.starts_with("//") && (!scheme.is_empty() || !rest.starts_with("///"));
+    let first = path.split('/').next().unwrap_or_default();
+    if scheme.is_empty() && !authority && first.contains(':') {
+        return Err(WRONG);
+    }
+    if let Some(after) = rest.strip_prefix("//").filter(|_| authority) {
         let end = after.find('/').unwrap_or(after.len());
         let authority = &after[..end];
         path = &after[end..];
@@ -103,12 +109,17 @@ fn url_parse(args: &Args<'_>) -> Result<Value, Fault> {
     } else if !scheme.is_empty() && !rest.starts_with('/') {
         (opaque, path) = (rest, "");
     }
+    let port =
+        host.rsplit_once(']').map_or(host, |(_, after)| after).rsplit_once(':').map_or("", |(_, port)| port);
+    if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(WRONG);
+    }
     let hostname = match host.strip_prefix('[').and_then(|host| host.split_once(']')) {
         Some((inner, _)) => inner,
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     };
-    let path = percent_decoded(path).ok_or(Fault::Why("the string is not a URL"))?;
-    let fragment = percent_decoded(fragment).ok_or(Fault::Why("the string is not a URL"))?;
+    let path = percent_decoded(path).ok_or(WRONG)?;
+    let fragment = percent_decoded(fragment).ok_or(WRONG)?;
     Ok(Value::map([
         (key("scheme"), Value::text(scheme)),
         (key("userinfo"), Value::text(userinfo)),
@@ -154,14 +165,17 @@ fn url_join(args: &Args<'_>) -> Result<Value, Fault> {
         out.push(b':');
     }
     if opaque.is_empty() {
-        if !(host.is_empty() && userinfo.is_empty()) {
+        let placed = !(host.is_empty() && userinfo.is_empty());
+        if placed || !scheme.is_empty() && !path.is_empty() {
             out.extend_from_slice(b"//");
+        }
+        if placed {
             if !userinfo.is_empty() {
                 out.extend_from_slice(&userinfo);
                 out.push(b'@');
             }
             out.extend_from_slice(&host);
-            if !path.is_empty() && path[0] != b'/' {
+            if !host.is_empty() && !path.is_empty() && path[0] != b'/' {
                 out.push(b'/');
             }
         }

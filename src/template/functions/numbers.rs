@@ -30,7 +30,7 @@ pub(super) const TABLE: &[Function] = &[
         Ok(Value::Float(args.values.iter().map(to_float).fold(0.0, decimal_add)))
     }),
     function("subf", 1, MANY, |args| floats(args, |a, b| decimal_add(a, -b))),
-    function("mulf", 1, MANY, |args| floats(args, |a, b| a * b)),
+    function("mulf", 1, MANY, |args| floats(args, decimal_multiply)),
     function("divf", 1, MANY, |args| floats(args, |a, b| a / b)),
     function("maxf", 1, MANY, |args| floats(args, f64::max)),
     function("minf", 1, MANY, |args| floats(args, f64::min)),
@@ -40,7 +40,7 @@ pub(super) const TABLE: &[Function] = &[
     function("int", 1, 1, |args| Ok(Value::Int(to_int(args.value(0)?)))),
     function("int64", 1, 1, |args| Ok(Value::Int(to_int(args.value(0)?)))),
     function("float64", 1, 1, |args| Ok(Value::Float(to_float(args.value(0)?)))),
-    function("atoi", 1, 1, |args| Ok(Value::Int(args.text(0)?.parse().unwrap_or(0)))),
+    function("atoi", 1, 1, |args| Ok(Value::Int(atoi(args.text(0)?)))),
     function("toDecimal", 1, 1, |args| {
         Ok(Value::Int(i64::from_str_radix(utf8(&args.printed(0)?)?, 8).unwrap_or(0)))
     }),
@@ -101,17 +101,41 @@ fn to_int(value: &Value) -> i64 {
         Value::Float(_) | Value::Number(_) => value.number().unwrap_or(0.0) as i64,
         Value::Text(bytes) => {
             let text = utf8(bytes).unwrap_or("");
-            // cast drops leading zeros and a fraction of zeros.
+            // cast drops a fraction of zeros.
             let whole = text.split_once('.').map_or(text, |(whole, rest)| {
-                if rest.bytes().all(|byte| byte == b'0') { whole } else { text }
+                let zeros = !rest.is_empty() && rest.bytes().all(|byte| byte == b'0');
+                if zeros { whole } else { text }
             });
-            let (sign, digits) = whole.strip_prefix('-').map_or((1, whole), |digits| (-1, digits));
-            match digits.get(..2) {
-                Some("0x" | "0X") => i64::from_str_radix(&digits[2..], 16).unwrap_or(0) * sign,
-                _ => digits.parse::<i64>().map_or(0, |value| value.wrapping_mul(sign)),
-            }
+            any_base(whole).unwrap_or(0)
         }
         _ => 0,
+    }
+}
+
+/// strconv.ParseInt with base 0: 0x, 0b, 0o and 0 say the base, underscores may group.
+fn any_base(text: &str) -> Option<i64> {
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let lower = digits.to_ascii_lowercase();
+    let (base, body) = match lower.get(..2) {
+        Some("0x") => (16, &lower[2..]),
+        Some("0b") => (2, &lower[2..]),
+        Some("0o") => (8, &lower[2..]),
+        _ if lower.len() > 1 && lower.starts_with('0') => (8, &lower[1..]),
+        _ => (10, lower.as_str()),
+    };
+    let body: String = body.chars().filter(|c| *c != '_').collect();
+    if body.starts_with(['+', '-']) {
+        return None;
+    }
+    let size = i128::from_str_radix(&body, base).ok()?;
+    i64::try_from(if text.starts_with('-') { -size } else { size }).ok()
+}
+
+/// strconv.Atoi, of whose failures sprig keeps only that too large a number is the largest.
+fn atoi(text: &str) -> i64 {
+    match text.parse::<i128>() {
+        Ok(value) => i64::try_from(value).unwrap_or(if value < 0 { i64::MIN } else { i64::MAX }),
+        Err(_) => 0,
     }
 }
 
@@ -159,11 +183,37 @@ fn floats(args: &Args<'_>, run: fn(f64, f64) -> f64) -> Result<Value, Fault> {
     Ok(Value::Float(args.values.iter().map(to_float).reduce(run).unwrap_or(0.0)))
 }
 
-/// sprig adds floats as decimals: 0.1 and 0.2 are 0.3.
+/// A float's shortest decimal form: digits, and how many of them are behind the point.
+fn decimal(value: f64) -> Option<(i128, usize)> {
+    let text = format!("{value}");
+    let places = text.split_once('.').map_or(0, |(_, digits)| digits.len());
+    Some((text.replace('.', "").parse().ok()?, places))
+}
+
+fn from_decimal(digits: i128, places: usize) -> Option<f64> {
+    format!("{digits}e-{places}").parse().ok()
+}
+
+/// sprig calculates with decimals: 0.1 and 0.2 are 0.3.
 fn decimal_add(a: f64, b: f64) -> f64 {
-    let places = |value: f64| format!("{value}").split_once('.').map_or(0, |(_, digits)| digits.len());
-    let digits = places(a).max(places(b));
-    if digits > 15 { a + b } else { format!("{:.digits$}", a + b).parse().unwrap_or(a + b) }
+    let sum = || {
+        let ((x, xs), (y, ys)) = (decimal(a)?, decimal(b)?);
+        let places = xs.max(ys);
+        let scaled = |digits: i128, from: usize| {
+            let power = u32::try_from(places - from).ok()?;
+            digits.checked_mul(10_i128.checked_pow(power)?)
+        };
+        from_decimal(scaled(x, xs)?.checked_add(scaled(y, ys)?)?, places)
+    };
+    sum().unwrap_or(a + b)
+}
+
+fn decimal_multiply(a: f64, b: f64) -> f64 {
+    let product = || {
+        let ((x, xs), (y, ys)) = (decimal(a)?, decimal(b)?);
+        from_decimal(x.checked_mul(y)?, xs + ys)
+    };
+    product().unwrap_or(a * b)
 }
 
 fn round(args: &Args<'_>) -> Result<Value, Fault> {
@@ -252,10 +302,9 @@ fn duration_round(args: &Args<'_>) -> Result<Value, Fault> {
     let size = nanos.unsigned_abs() / 1_000_000_000;
     let units = [(31_536_000, "y"), (2_592_000, "mo"), (86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
     let found = units.iter().find(|(seconds, _)| size > *seconds);
-    let sign = if nanos < 0 { "-" } else { "" };
     match found {
-        Some((seconds, name)) => text(format!("{sign}{}{name}", size / seconds)),
-        None if size == 1 => text(format!("{sign}1s")),
+        Some((seconds, name)) => text(format!("{}{name}", size / seconds)),
+        None if size == 1 => text("1s"),
         None => text("0s"),
     }
 }

@@ -24,10 +24,10 @@ pub(super) const TABLE: &[Function] = &[
     function("trimSuffix", 2, 2, |args| {
         text(args.bytes(1)?.strip_suffix(&**args.bytes(0)?).unwrap_or(args.bytes(1)?))
     }),
-    function("upper", 1, 1, |args| mapped(args, str::to_uppercase)),
-    function("toUpper", 1, 1, |args| mapped(args, str::to_uppercase)),
-    function("lower", 1, 1, |args| mapped(args, str::to_lowercase)),
-    function("toLower", 1, 1, |args| mapped(args, str::to_lowercase)),
+    function("upper", 1, 1, |args| mapped(args, |text| text.chars().map(upper).collect())),
+    function("toUpper", 1, 1, |args| mapped(args, |text| text.chars().map(upper).collect())),
+    function("lower", 1, 1, |args| mapped(args, |text| text.chars().map(lower).collect())),
+    function("toLower", 1, 1, |args| mapped(args, |text| text.chars().map(lower).collect())),
     function("title", 1, 1, |args| mapped(args, title)),
     function("toTitle", 1, 1, |args| mapped(args, title)),
     function("untitle", 1, 1, |args| mapped(args, untitle)),
@@ -90,6 +90,20 @@ fn mapped(args: &Args<'_>, map: fn(&str) -> String) -> Result<Value, Fault> {
     text(map(args.text(0)?))
 }
 
+/// unicode.ToUpper: one character for one, so that ß stays.
+fn upper(character: char) -> char {
+    let mut mapped = character.to_uppercase();
+    match (mapped.next(), mapped.next()) {
+        (Some(only), None) => only,
+        _ => character,
+    }
+}
+
+/// unicode.ToLower: one character for one, so that İ becomes i.
+fn lower(character: char) -> char {
+    character.to_lowercase().next().unwrap_or(character)
+}
+
 fn abbreviated(bytes: &[u8], left: i64, right: i64) -> Result<Value, Fault> {
     let length = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
     let at = |index: i64| usize::try_from(index.clamp(0, length)).unwrap_or(0);
@@ -135,7 +149,7 @@ fn title(input: &str) -> String {
         let starts = !(previous.is_alphanumeric() || previous == '_')
             && (previous.is_whitespace() || previous.is_ascii());
         if starts {
-            out.extend(character.to_uppercase());
+            out.push(upper(character));
         } else {
             out.push(character);
         }
@@ -154,7 +168,7 @@ fn untitle(input: &str) -> String {
             out.push(character);
         } else {
             if at_start {
-                out.extend(character.to_lowercase());
+                out.push(lower(character));
             } else {
                 out.push(character);
             }
@@ -169,9 +183,9 @@ fn swapcase(input: &str) -> String {
     let mut out = String::with_capacity(input.len());
     for character in input.chars() {
         if character.is_uppercase() {
-            out.extend(character.to_lowercase());
+            out.push(lower(character));
         } else {
-            out.extend(character.to_uppercase());
+            out.push(upper(character));
         }
     }
     out
@@ -222,7 +236,7 @@ fn separated(input: &str, separator: char) -> String {
         } else if character.is_numeric() {
             numbered = true;
         }
-        out.extend(character.to_lowercase());
+        out.push(lower(*character));
     }
     out
 }
@@ -246,9 +260,9 @@ fn camelcase(input: &str) -> String {
         }
         if previous_connector {
             first_upper = character.is_uppercase();
-            out.extend(character.to_uppercase());
+            out.push(upper(*character));
         } else if first_upper && character.is_uppercase() {
-            out.extend(character.to_lowercase());
+            out.push(lower(*character));
         } else {
             first_upper = false;
             out.push(*character);
