@@ -3,9 +3,12 @@
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use super::{
-    Limits, PodContext, Position, SecretCall, TemplateError,
+    Limit, Limits, PodContext, Position, SecretCall, TemplateError,
     budget::Budget,
-    environment, exec,
+    environment,
+    exec::{self, locate},
+    fault::Fault,
+    functions::Args,
     functions::{Env, Special, secret_call},
     parse::{Command, Expr, ExprKind, Node, Pipe, Tree},
     value::Value,
@@ -131,10 +134,10 @@ impl<'a> Finder<'a> {
         let piped = if before.is_empty() {
             None
         } else {
-            Some(exec::constant_commands(before, start, &self.known, &self.root, self.env, 0)?)
+            Some(constant_commands(before, start, &self.known, &self.root, self.env, 0)?)
         };
-        let values = exec::constant_args(args, piped, &self.known, &self.root, self.env)?;
-        let call = secret_call(&values).map_err(|fault| exec::locate(fault, "secret", position, args))?;
+        let values = constant_args(args, piped, &self.known, &self.root, self.env)?;
+        let call = secret_call(&values).map_err(|fault| locate(fault, "secret", position, args))?;
         self.found.entry(call).and_modify(|first| *first = position.min(*first)).or_insert(position);
         Ok(())
     }
@@ -142,4 +145,122 @@ impl<'a> Finder<'a> {
 
 fn is_secret(expr: &Expr) -> bool {
     matches!(&expr.kind, ExprKind::Function(function) if function.special == Special::Secret)
+}
+
+/// The value of an argument that is known before anything is read.
+fn constant(
+    expr: &Expr,
+    known: &BTreeMap<Arc<str>, Option<&Pipe>>,
+    root: &Value,
+    env: &Env<'_>,
+    depth: usize,
+) -> Result<Value, TemplateError> {
+    let unknown = TemplateError::DependsOnSecret { position: expr.position };
+    if depth > exec::MAX_DEPTH {
+        return Err(TemplateError::Budget { limit: Limit::Depth, position: expr.position });
+    }
+    Ok(match &expr.kind {
+        ExprKind::Bool(value) => Value::Bool(*value),
+        ExprKind::Int(value) => Value::Int(*value),
+        ExprKind::Float(value) => Value::Float(*value),
+        ExprKind::Text(text) => Value::text(text),
+        // Dot may be anything inside with and range; there, $.pod says the same.
+        ExprKind::Field(fields) if fields[0].as_ref() == "pod" => pod_field(fields, root, expr.position)?,
+        ExprKind::Variable(name, fields) if name.as_ref() == "$" => {
+            if fields.first().is_none_or(|first| first.as_ref() != "pod") {
+                return Err(unknown);
+            }
+            pod_field(fields, root, expr.position)?
+        }
+        ExprKind::Variable(name, fields) if fields.is_empty() => match known.get(name) {
+            Some(Some(pipe)) => constant_pipe(pipe, known, root, env, depth + 1)?,
+            _ => return Err(unknown),
+        },
+        ExprKind::Pipe(pipe) => constant_pipe(pipe, known, root, env, depth + 1)?,
+        _ => return Err(unknown),
+    })
+}
+
+fn pod_field(fields: &[Arc<str>], root: &Value, position: Position) -> Result<Value, TemplateError> {
+    let mut value = root.clone();
+    for field in fields {
+        let next = match &value {
+            Value::Map(map) => map.get(field.as_bytes()),
+            _ => None,
+        };
+        value = next.ok_or_else(|| TemplateError::MissingKey { key: Some(field.to_string()), position })?;
+    }
+    Ok(value)
+}
+
+fn constant_pipe(
+    pipe: &Pipe,
+    known: &BTreeMap<Arc<str>, Option<&Pipe>>,
+    root: &Value,
+    env: &Env<'_>,
+    depth: usize,
+) -> Result<Value, TemplateError> {
+    constant_commands(&pipe.commands, pipe.position, known, root, env, depth)
+}
+
+/// The value of the commands of a pipeline, or of its beginning.
+fn constant_commands(
+    commands: &[Command],
+    position: Position,
+    known: &BTreeMap<Arc<str>, Option<&Pipe>>,
+    root: &Value,
+    env: &Env<'_>,
+    depth: usize,
+) -> Result<Value, TemplateError> {
+    let mut last = None;
+    for command in commands {
+        last = Some(constant_command(command, last, known, root, env, depth)?);
+    }
+    last.ok_or(TemplateError::DependsOnSecret { position })
+}
+
+fn constant_command(
+    command: &Command,
+    piped: Option<Value>,
+    known: &BTreeMap<Arc<str>, Option<&Pipe>>,
+    root: &Value,
+    env: &Env<'_>,
+    depth: usize,
+) -> Result<Value, TemplateError> {
+    let first = &command.args[0];
+    let ExprKind::Function(function) = &first.kind else {
+        if command.args.len() > 1 {
+            return Err(TemplateError::DependsOnSecret { position: first.position });
+        }
+        return constant(first, known, root, env, depth);
+    };
+    if !matches!(function.name, "printf" | "print" | "join" | "list") {
+        return Err(TemplateError::DependsOnSecret { position: first.position });
+    }
+    let mut values = Vec::new();
+    for expr in &command.args[1..] {
+        values.push(constant(expr, known, root, env, depth + 1)?);
+    }
+    values.extend(piped);
+    let located = |fault: Fault| locate(fault, function.name, first.position, &command.args[1..]);
+    if values.len() < function.least || values.len() > function.most {
+        return Err(located(Fault::Arguments));
+    }
+    (function.run)(&Args::new(&values, env)).map_err(located)
+}
+
+/// A list of arguments evaluated to constants, for a `secret` call found in the tree.
+fn constant_args(
+    exprs: &[Expr],
+    piped: Option<Value>,
+    known: &BTreeMap<Arc<str>, Option<&Pipe>>,
+    root: &Value,
+    env: &Env<'_>,
+) -> Result<Vec<Value>, TemplateError> {
+    let mut values = Vec::new();
+    for expr in exprs {
+        values.push(constant(expr, known, root, env, 0)?);
+    }
+    values.extend(piped);
+    Ok(values)
 }

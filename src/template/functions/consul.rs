@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::{Args, Function, MANY, Special, collections::insert, function, regexes, strings, text};
 use crate::template::{
     SecretCall,
-    exec::{constant_text, key},
+    exec::key,
     fault::Fault,
     value::{Map, Value},
 };
@@ -169,5 +169,13 @@ fn inner(value: Option<Value>) -> Result<Option<Rc<Map>>, Fault> {
         None => Ok(None),
         Some(Value::Map(map)) => Ok(Some(map)),
         Some(other) => Err(Fault::want("a map", &other)),
+    }
+}
+
+/// The text of a constant, as a path or argument of a secret call.
+fn constant_text(value: &Value) -> Option<String> {
+    match value {
+        Value::Text(text) => String::from_utf8(text.to_vec()).ok(),
+        _ => None,
     }
 }
