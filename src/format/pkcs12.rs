@@ -5,7 +5,10 @@
 //! equal keystore is an equal file. What salts are for still holds, as other content or another password
 //! gives others.
 //!
-//! Read with what older tools wrote too (3DES, RC2).
+//! Read with what older tools wrote too ([`read()`]).
+
+mod derive;
+mod read;
 
 use std::num::NonZeroU32;
 
@@ -21,6 +24,9 @@ use super::{
     der::{self, BMP_STRING, NULL, OCTET_STRING, OID, SEQUENCE, SET},
 };
 use crate::secret::SecretBytes;
+use derive::{Purpose, derive, password_bytes};
+
+pub use read::read;
 
 /// Rounds of key derivation: go-pkcs12's Modern, and so External Secrets Operator, takes 2000. A keystore
 /// lies on tmpfs beside its password; more rounds would only cost the node.
@@ -162,7 +168,8 @@ impl<'a> Sealer<'a> {
     fn finish(&self, safes: &[u8]) -> Result<SecretBytes, FormatError> {
         let safe = der::tlv(SEQUENCE, safes);
         let salt = self.derived("mac salt");
-        let mac_key = derive_mac_key(self.password, &salt);
+        let password = password_bytes(self.password);
+        let mac_key = derive(&digest::SHA256, Purpose::Mac, &password, &salt, ITERATIONS.get(), 32);
         let mac = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &mac_key), &safe);
         let digest = der::sequence(&[
             &der::sequence(&[&der::tlv(OID, SHA256), NULL]),
@@ -196,43 +203,10 @@ fn utf16(text: &str) -> Vec<u8> {
     text.encode_utf16().flat_map(u16::to_be_bytes).collect()
 }
 
-/// RFC 7292, appendix B.2, for the MAC's key: id 3, SHA-256, one block.
-fn derive_mac_key(password: &str, salt: &[u8; 16]) -> [u8; 32] {
-    const BLOCK: usize = 64;
-    let mut password = utf16(password);
-    password.extend_from_slice(&[0, 0]);
-    let repeated = |bytes: &[u8]| -> Vec<u8> {
-        bytes.iter().copied().cycle().take(bytes.len().div_ceil(BLOCK) * BLOCK).collect()
-    };
-    let input = [vec![3; BLOCK], repeated(salt), repeated(&password)].concat();
-    let mut hash = digest::digest(&digest::SHA256, &input);
-    for _ in 1..ITERATIONS.get() {
-        hash = digest::digest(&digest::SHA256, hash.as_ref());
-    }
-    let mut key = [0; 32];
-    key.copy_from_slice(hash.as_ref());
-    key
-}
-
 /// What a keystore holds.
 pub struct Contents {
     /// Its private keys.
     pub keys: Vec<PrivateKey>,
     /// Its certificates, in the order of the file.
     pub certificates: Vec<Certificate>,
-}
-
-/// Reads a keystore.
-///
-/// # Errors
-/// It is no PKCS#12 file, or the password is another.
-pub fn read(bytes: &[u8], password: &str) -> Result<Contents, FormatError> {
-    let archive = p12_keystore::Pkcs12Archive::from_pkcs12(bytes, password)
-        .map_err(|_| broken("read", "it is not PKCS#12, or the password is another"))?;
-    let keys = archive.keys.iter().map(|bag| PrivateKey::from_pkcs8(bag.key.as_der().to_vec()));
-    let certificates = archive.certs.iter().map(|bag| Certificate::from_der(bag.cert.as_der()));
-    Ok(Contents {
-        keys: keys.collect::<Result<_, _>>()?,
-        certificates: certificates.collect::<Result<_, _>>()?,
-    })
 }

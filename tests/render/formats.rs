@@ -191,6 +191,10 @@ fn keystores_are_read_by_openssl_and_keytool() {
                 "changeit",
             ];
             run("keytool", &import, b"");
+            // Java's own archive, read here.
+            let javas = pkcs12::read(&std::fs::read(&out).unwrap(), "changeit").unwrap();
+            assert_eq!(javas.certificates.len(), 3);
+            javas.keys[0].matches(&chain[0]).unwrap();
             let opened = run(
                 "openssl",
                 &["pkcs12", "-in", again, "-passin", "pass:changeit", "-nodes", "-nocerts"],
@@ -287,6 +291,12 @@ fn template_functions_open_and_make_archives() {
         let key = String::from_utf8(rendered(key, &data)).unwrap();
         check_key_matches_certificate(&key, &issued.leaf).unwrap();
     }
+    // Rounds of key derivation that would keep a node busy: refused before they are made.
+    let mut args = vec!["pkcs12", "-export", "-inkey", key.to_str().unwrap(), "-in", leaf.to_str().unwrap()];
+    args.extend(["-passout", "pass:pw", "-iter", "600000"]);
+    let slow = run("openssl", &args, b"");
+    let error = pkcs12::read(&slow, "pw").err().unwrap().to_string();
+    assert!(error.contains("too long"), "{error}");
     let data = json!({"c": issued.leaf, "f": issued.chain(), "k": issued.key});
     let made = [
         ("{{ pemToPkcs12 .c .k | b64dec }}", "", 1),
