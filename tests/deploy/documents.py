@@ -45,7 +45,7 @@ def check_commands(problems):
     seen = 0
     for page in pages():
         text = page.read_text()
-        for command in re.findall(r"`leasehold ([a-z]+)|^leasehold ([a-z]+)", text, re.M):
+        for command in re.findall(r"`leasehold ([a-z]+)|^    leasehold ([a-z]+)", text, re.M):
             seen += 1
             if (name := command[0] or command[1]) not in source.commands():
                 problems.append(f"{page.name}: the binary has no command {name}")
@@ -121,8 +121,9 @@ def check_messages(problems):
         if language != "text":
             continue
         for line in content.splitlines():
-            for part in (part.strip() for part in line.split("…")):
-                if not part:
+            # A message is put together from parts: what was asked: what came back; what to do.
+            for part in re.split(r"…|; |: ", line):
+                if not (part := part.strip(" :;,")):
                     continue
                 seen += 1
                 if part not in source.messages():
