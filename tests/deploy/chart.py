@@ -158,7 +158,7 @@ def claims(documents, values):
         yield f"capabilities are {context['capabilities']}"
     if context["seccompProfile"]["type"] not in ("RuntimeDefault", "Localhost"):
         yield "no seccomp profile"
-    if spec["securityContext"].get("seLinuxOptions", {}).get("type") == "spc_t" and not values["seLinux"]["spcT"]:
+    if spec["securityContext"].get("seLinuxOptions", {}).get("type") == "spc_t" and not values.get("seLinux"):
         yield "spc_t unasked"
     if "cpu" in container["resources"].get("limits", {}) and "resources" not in values:
         yield "there is a CPU limit by default"
@@ -213,6 +213,51 @@ def wiring(documents, daemon_set, container):
             yield f"the binary has no flag --{flag}"
     if container["args"][0] not in source.commands():
         yield f"the binary has no command {container['args'][0]}"
+
+
+def check_claims_judge(problems):
+    """The claims themselves are not taken from documents that break them."""
+    role = {"kind": "ClusterRole", "apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"namespace": NAMESPACE}}
+
+    def pod(documents):
+        return of_kind(documents, "DaemonSet")[0]["spec"]["template"]["spec"]
+
+    def container(documents):
+        return pod(documents)["containers"][0]
+
+    breakages = {
+        "RBAC": lambda it: it.append(role),
+        "token": lambda it: pod(it).pop("automountServiceAccountToken"),
+        "token of the account": lambda it: of_kind(it, "ServiceAccount")[0].update(automountServiceAccountToken=True),
+        "projected": lambda it: pod(it)["volumes"][0].update(projected={"sources": []}),
+        "host pid": lambda it: pod(it).update(hostPID=True),
+        "host network": lambda it: pod(it).update(hostNetwork=True),
+        "surge": lambda it: of_kind(it, "DaemonSet")[0]["spec"]["updateStrategy"]["rollingUpdate"].update(maxSurge=1),
+        "sidecar": lambda it: pod(it)["containers"].append({"name": "x"}),
+        "privileged": lambda it: container(it)["securityContext"].update(privileged=True),
+        "escalation": lambda it: container(it)["securityContext"].pop("allowPrivilegeEscalation"),
+        "writable": lambda it: container(it)["securityContext"].update(readOnlyRootFilesystem=False),
+        "uid": lambda it: container(it)["securityContext"].update(runAsUser=1),
+        "chown": lambda it: container(it)["securityContext"]["capabilities"].update(add=["CHOWN"]),
+        "capabilities": lambda it: container(it)["securityContext"]["capabilities"].pop("drop"),
+        "seccomp": lambda it: container(it)["securityContext"]["seccompProfile"].update(type="Unconfined"),
+        "cpu": lambda it: container(it)["resources"]["limits"].update(cpu=1),
+        "private": lambda it: container(it)["volumeMounts"][1].pop("mountPropagation"),
+        "bidirectional": lambda it: container(it)["volumeMounts"][1].update(mountPropagation="Bidirectional"),
+        "hostPath": lambda it: pod(it)["volumes"].append({"name": "root", "hostPath": {"path": "/"}}),
+        "moved pods": lambda it: container(it)["volumeMounts"][1].update(mountPath="/pods"),
+        "probe": lambda it: container(it)["livenessProbe"]["httpGet"].update(path="/healthz"),
+        "flag": lambda it: container(it)["args"].append("--agent"),
+        "command": lambda it: container(it)["args"].__setitem__(0, "agent"),
+        "socket elsewhere": lambda it: container(it)["args"].append("--endpoint=/tmp/vault.sock"),
+    }
+    problems += [f"the default install: {what}" for what in claims(render(LEAST), LEAST)]
+    for name, breakage in breakages.items():
+        broken = render(LEAST)
+        breakage(broken)
+        if not list(claims(broken, LEAST)):
+            problems.append(f"the claims are taken from a chart with: {name}")
+    return len(breakages)
 
 
 def check_refused(problems):
