@@ -134,7 +134,7 @@ def claims(documents, values):
         yield f"has RBAC: {kinds}"
     account, daemon_set = of_kind(documents, "ServiceAccount")[0], of_kind(documents, "DaemonSet")[0]
     spec = daemon_set["spec"]["template"]["spec"]
-    if account["automountServiceAccountToken"] is not False or spec["automountServiceAccountToken"] is not False:
+    if False is not account.get("automountServiceAccountToken") or False is not spec.get("automountServiceAccountToken"):
         yield "a ServiceAccount token is mounted"
     if any(spec.get(field) for field in ("hostPID", "hostIPC")):
         yield "a namespace of the host is shared"
