@@ -278,6 +278,37 @@ def check_refused(problems):
     return seen
 
 
+def leaves(values, path=()):
+    """(path, value) of everything that is not a mapping with something in it."""
+    if isinstance(values, dict) and values:
+        for key, value in values.items():
+            yield from leaves(value, (*path, key))
+    else:
+        yield path, values
+
+
+def check_every_switch(problems):
+    """Some values file turns each switch of values.yaml, and each name in the schema has a default there."""
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    turned = set()
+    for _, values in values_files():
+        for path, default in leaves(defaults):
+            found = values
+            for key in path:
+                found = found.get(key, {}) if isinstance(found, dict) else {}
+            if found not in ({}, default):
+                turned.add(path)
+    paths = [path for path, _ in leaves(defaults)]
+    # There is one value for these: the API's, and the one that the binary is built for.
+    fixed = {"successThreshold", "kubernetes.io/os"}
+    unturned = [path for path in paths if path not in turned and path[-1] not in fixed]
+    problems += [f"no values file turns {'.'.join(path)}" for path in unturned]
+    schema = yaml.safe_load((CHART / "values.schema.json").read_text())
+    if set(schema["properties"]) != set(defaults):
+        problems.append(f"schema and values.yaml differ: {set(schema['properties']) ^ set(defaults)}")
+    return len(paths)
+
+
 def check_policy_fields(problems):
     """The schema of policy.rules has the fields that the binary reads, and examples of values use each."""
     schema = yaml.safe_load((CHART / "values.schema.json").read_text())

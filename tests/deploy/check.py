@@ -27,6 +27,7 @@ def main():
         chart.check_values,
         chart.check_claims_judge,
         chart.check_refused,
+        chart.check_every_switch,
         chart.check_policy_fields,
         lambda problems: chart.check_manifests(problems, options.write),
         chart.check_image,
