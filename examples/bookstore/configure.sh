@@ -12,12 +12,14 @@ bao secrets enable -path=secret -version=2 kv 2>/dev/null || true
 bao kv put -mount=secret bookstore/web greeting="hello from OpenBao"
 
 bao secrets enable database 2>/dev/null || true
-bao write database/config/bookstore \
-  plugin_name=postgresql-database-plugin \
-  connection_url='postgresql://{{username}}:{{password}}@postgres.bookstore.svc:5432/bookstore?sslmode=disable' \
-  allowed_roles=bookstore username=root password=first-and-soon-replaced
-# From now on nobody but OpenBao knows the password.
-bao write -f database/rotate-root/bookstore
+if ! bao read database/config/bookstore >/dev/null 2>&1; then
+  bao write database/config/bookstore \
+    plugin_name=postgresql-database-plugin \
+    connection_url='postgresql://{{username}}:{{password}}@postgres.bookstore.svc:5432/bookstore?sslmode=disable' \
+    allowed_roles=bookstore username=root password=first-and-soon-replaced
+  # From now on nobody but OpenBao knows the password.
+  bao write -f database/rotate-root/bookstore
+fi
 bao write database/roles/bookstore db_name=bookstore default_ttl=5m max_ttl=30m \
   creation_statements="CREATE ROLE \"{{name}}\" WITH LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'; GRANT pg_read_all_data TO \"{{name}}\";"
 
