@@ -18,6 +18,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     Command, DriverFile, FailureKind, MountAnswer, MountCommand, MountFailure, VolumeKey, VolumeManager,
     execute::{self, Job, Outcome},
+    gauges,
     holdings::{HeldSession, Holdings},
     journal::{Journal, Restored},
     report,
@@ -47,6 +48,8 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 const JUMP: Duration = Duration::from_secs(5);
 /// A burst of mount table changes is one look: a node that starts fifty pods changes it hundreds of times.
 const SETTLE: Duration = Duration::from_millis(100);
+/// The gauges are brought level with a change within this time: a burst of changes is counted once.
+const GAUGES: Duration = Duration::from_secs(1);
 /// Requests in flight per node: what protects the server from one node.
 const IN_FLIGHT: usize = 64;
 /// Of them, for upkeep: the rest is kept for pods that wait.
@@ -81,6 +84,10 @@ pub(super) struct Worker<B> {
     background: usize,
     last_call: u64,
     look_at: Option<Instant>,
+    /// Found at the last look; some may be managed since.
+    unmanaged: Vec<VolumeKey>,
+    /// When the gauges are due.
+    gauges_at: Option<Instant>,
 }
 
 impl<B: SecretBackend> Worker<B> {
@@ -112,7 +119,10 @@ impl<B: SecretBackend> Worker<B> {
             in_flight: JoinSet::new(),
             background: 0,
             last_call: 0,
-            look_at: None,
+            // What was mounted before us is found by the first look.
+            look_at: Some(Instant::now()),
+            unmanaged: Vec::new(),
+            gauges_at: Some(Instant::now()),
         };
         worker.restore();
         tokio::spawn(worker.run());
@@ -168,9 +178,11 @@ impl<B: SecretBackend> Worker<B> {
         loop {
             self.settle();
             self.dispatch();
+            self.publish();
             let now = boot_now();
             let due = self.core.poll_timeout().map_or(LONGEST_SLEEP, |at| now.until(at)).min(LONGEST_SLEEP);
-            let due = self.look_at.map_or(due, |at| due.min(at.saturating_duration_since(Instant::now())));
+            let shell = [self.look_at, self.gauges_at].into_iter().flatten().min();
+            let due = shell.map_or(due, |at| due.min(at.saturating_duration_since(Instant::now())));
             let changed = async {
                 match &mut self.mounts {
                     // Its events are a hint; the look itself is taken once things settle.
@@ -359,6 +371,8 @@ impl<B: SecretBackend> Worker<B> {
                 gone.push(key.clone());
             }
         }
+        self.unmanaged = report::unmanaged(&self.core, &table, &self.kubelet_root).collect();
+        self.gauges_at.get_or_insert_with(|| Instant::now() + GAUGES);
         for key in gone {
             self.feed(Event::Unmounted(key));
         }
@@ -452,6 +466,9 @@ impl<B: SecretBackend> Worker<B> {
     /// Brings the journal level with the core.
     fn record(&mut self) {
         let dirty = self.core.take_dirty();
+        if !dirty.sessions.is_empty() || !dirty.volumes.is_empty() {
+            self.gauges_at.get_or_insert_with(|| Instant::now() + GAUGES);
+        }
         for id in dirty.sessions {
             let held = self.core.sessions().get(&id).zip(self.holdings.sessions.get(&id));
             self.journal.session(id, held);
@@ -585,6 +602,18 @@ impl<B: SecretBackend> Worker<B> {
         }
         if let Some(plan) = report {
             self.feed(Event::Answered(plan, delivered));
+        }
+    }
+
+    /// Brings the gauges level.
+    fn publish(&mut self) {
+        for (lane, queue) in [Lane::Foreground, Lane::Background].into_iter().zip(&self.queues) {
+            self.metrics.queued(lane, queue.len());
+        }
+        if self.gauges_at.is_some_and(|at| at <= Instant::now()) {
+            self.gauges_at = None;
+            let unmanaged = self.unmanaged.iter().filter(|key| !self.core.volumes().contains_key(key));
+            self.metrics.observed(gauges::snapshot(&self.core, unmanaged.count()));
         }
     }
 
