@@ -127,7 +127,7 @@ fn duration(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match seconds {
         0..60 => format!("{seconds}s"),
-        60..600 if seconds % 60 != 0 => format!("{minutes}m{:02}s", seconds % 60),
+        60..600 if !seconds.is_multiple_of(60) => format!("{minutes}m{:02}s", seconds % 60),
         60..3600 => format!("{minutes}m"),
         3600..86_400 => format!("{hours}h{:02}m", minutes % 60),
         _ => format!("{days}d{:02}h", hours % 24),
