@@ -235,10 +235,10 @@ pub enum ListFormat {
 
 /// `leasehold refresh`.
 #[derive(Args, Clone, Debug)]
-#[group(id = "which", required = true, multiple = false, args = ["pod", "all"])]
 pub struct RefreshArgs {
     /// The volumes of one pod.
-    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = pod_name)]
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = pod_name,
+        required_unless_present = "all", conflicts_with = "all")]
     pub pod: Option<(String, String)>,
     /// Every volume of the node.
     #[arg(long)]
@@ -434,7 +434,7 @@ mod tests {
     fn refresh_wants_one_pod_or_all() {
         for (arguments, taken) in [
             ("refresh --all", true),
-            ("refresh --pod=shop/web-0", true),
+            ("refresh --pod=shop/web-0 --state-dir=/x", true),
             ("refresh", false),
             ("refresh --all --pod=shop/web-0", false),
             ("refresh --pod=web-0", false),

@@ -116,14 +116,14 @@ fn suggested_policy_is_accepted_and_a_narrower_one_names_what_it_refuses() {
     let narrower = file(dir.path(), "narrower.yaml", &policy.replace("    writes: allow\n", ""));
     let (code, out, _) = check(&[&good, "--policy", &narrower], "");
     let expected = format!(
-        "{good}:17: error: the policy refuses SecretProviderClass pay in namespace pay for ServiceAccount \
-         default: rule pay at https://other:8200 of the node's policy refuses "
+        "{good}:18: error: the policy refuses SecretProviderClass pay in namespace pay for ServiceAccount \
+         default: rule \"pay at https://other:8200\" of the node's policy refuses "
     );
     assert!(code == 1 && out.starts_with(&expected) && out.lines().count() == 2, "{out}");
     let other = GOOD.replace("namespace: shop", "namespace: stop");
     let (code, out, _) = check(&["-", "--policy", &path, "--service-account=web"], &other);
     assert!(
-        code == 1 && out.contains("-:5: error: the policy refuses SecretProviderClass db in namespace stop for ServiceAccount web: no rule"),
+        code == 1 && out.contains("-:6: error: the policy refuses SecretProviderClass db in namespace stop for ServiceAccount web: no rule"),
         "{out}"
     );
 

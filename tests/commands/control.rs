@@ -5,10 +5,12 @@ use std::{
     io::{Read as _, Write as _},
     os::unix::{fs::PermissionsExt as _, net::UnixListener},
     process::Command,
+    sync::Arc,
     time::Duration,
 };
 
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::{
     support::{
@@ -16,6 +18,8 @@ use super::{
         kubelet::Options,
         leasehold::binary,
         node::Propagation,
+        postgres::Postgres,
+        proxy::Fault,
         stage::{Stage, class},
         until,
     },
@@ -111,6 +115,57 @@ async fn ls_shows_every_volume_and_never_a_value() {
     stage.leasehold.ended(SOON).await;
     let socket = stage.node.state_dir().join("control.sock");
     assert!(!stage.node.run(move || socket.exists()), "it is removed at the end");
+}
+
+/// A lease has a bar and a gauge, and both go with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_is_shown_while_it_lives() {
+    let stage = Stage::start().await;
+    let postgres = Postgres::start().await;
+    postgres.configure(&stage.bao, "app", "1h", "24h").await;
+    stage.bao.put_policy("app", "path \"database/creds/app\" { capabilities = [\"read\"] }").await;
+    let volume = stage.volume();
+    let objects = "- {objectName: user, secretPath: database/creds/app, secretKey: username}";
+    stage.mount(&volume, &class().with("objects", objects)).await;
+    let (_, table, _) = run(&stage, &["ls"]);
+    let shown = line(&table, "prod/app-0");
+    // Its first second may have passed.
+    let full = ["live 1 ██████████ 1h00m ", "live 1 █████████░ 59m "];
+    assert!(full.iter().any(|bar| shown.contains(bar)) && shown.contains("database/creds/app"), "{shown}");
+    let gauge = |metrics: &str, name: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(&format!("{name} ")));
+        line.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
+    };
+    let expiry = "leasehold_nearest_expiry_seconds";
+    let left = until("the gauge shows it", SOON, async || {
+        gauge(&stage.leasehold.http_get("/metrics").await.1, expiry)
+    })
+    .await;
+    assert!((3500.0..=3600.0).contains(&left), "{left}");
+    let (_, metrics) = stage.leasehold.http_get("/metrics").await;
+    assert!(
+        gauge(&metrics, "leasehold_nearest_login_end_seconds").is_some_and(|left| left > 0.0),
+        "{metrics}"
+    );
+    assert!(metrics.contains("leasehold_queue_depth{lane=\"foreground\"} 0\n"), "{metrics}");
+
+    // With the server away its session stays owed.
+    let held = Arc::new(Semaphore::new(0));
+    let gate = Arc::clone(&held);
+    stage.proxy.rule(move |_| Fault::Hold(Arc::clone(&gate)));
+    stage.kubelet.unpublish(&volume).unwrap();
+    let owed = async |count: usize| {
+        let line = format!("leasehold_revocations_owed{{kind=\"session\"}} {count}\n");
+        until(&line, SOON, async || {
+            let (_, metrics) = stage.leasehold.http_get("/metrics").await;
+            (metrics.contains(&line) && gauge(&metrics, expiry).is_none()).then_some(())
+        })
+        .await;
+    };
+    owed(1).await;
+    held.add_permits(100);
+    owed(0).await;
+    assert_eq!(run(&stage, &["ls"]).1, "no volumes on this node\n");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

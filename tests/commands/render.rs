@@ -71,8 +71,10 @@ impl Bench {
 
     fn command(&self, manifest: &str, arguments: &[&str]) -> std::process::Command {
         let mut command = leasehold(&["render", manifest, "--vault-addr", &self.proxy.url()]);
-        command.arg("--target").arg(self.path("out")).arg("--token-file").arg(self.path("token"));
-        command.args(arguments);
+        command.arg("--target").arg(self.path("out")).args(arguments);
+        if !arguments.contains(&"--token-file") {
+            command.arg("--token-file").arg(self.path("token"));
+        }
         command
     }
 
@@ -205,7 +207,7 @@ async fn render_fails_clearly_and_leaves_no_session() {
         (secret("other/x"), vec![], "failed   GET secret/data/other/x"),
         (db.to_owned(), vec!["--name", "other"], "no SecretProviderClass other, it has app-secrets"),
         (db.to_owned(), vec!["--token-file", "/nowhere"], "cannot read the token file /nowhere"),
-        (format!("{db}\n{db}"), vec![], "class.yaml:9: error: "),
+        (format!("{db}\n{db}"), vec![], "class.yaml:10: error: "),
     ] {
         let manifest = bench.manifest(&objects);
         let (code, out, error) = bench.render(&manifest, &arguments).await;
