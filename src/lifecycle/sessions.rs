@@ -1,9 +1,9 @@
 //! Logins, their sharing, hand-over and revocation.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    LEFTOVER_COUNT, LEFTOVER_LIFE, LONG_TTL, Lifecycle, Op, SHARED_GRACE, TimerKey,
+    LEFTOVER_COUNT, LEFTOVER_LIFE, LONG_TTL, Lifecycle, Op, RETRY_GRACE, SHARED_GRACE, TimerKey,
     backoff::Pace,
     message::{Action, Lane, Note, OpId, Request, TokenTimes},
     renewal::{Step, Term, decide, replace_by},
@@ -695,7 +695,6 @@ impl Lifecycle {
                 self.actions.push_back(Action::ForgetSession(id));
                 continue;
             }
-            record.users.clear();
             if record.shared && record.is_live() && !record.lost {
                 self.shared.insert(record.identity.clone(), id);
             }
@@ -703,8 +702,17 @@ impl Lifecycle {
         }
     }
 
-    /// After the volumes are back: sessions that none of them uses are given up.
+    /// After the volumes are back: sessions that none of them uses are given up. One whose volume's record
+    /// was lost may still be what a pod logs in with: it lives until a Mount has surely taken the volume
+    /// over.
     pub(super) fn settle_sessions(&mut self, now: BootTime) {
+        let mut orphans = BTreeSet::new();
+        for (id, record) in &mut self.sessions {
+            if record.users.iter().any(|key| !self.volumes.contains_key(key)) {
+                orphans.insert(*id);
+            }
+            record.users.clear();
+        }
         for (key, volume) in &self.volumes {
             let installed = volume.installed.as_ref().filter(|_| volume.refused.is_none());
             let record = installed.and_then(|installed| self.sessions.get_mut(&installed.session));
@@ -737,7 +745,8 @@ impl Lifecycle {
                     record.idle_since = Some(record.idle_since.unwrap_or(now));
                 }
             } else {
-                self.retire_session(id, now, None);
+                let at = if orphans.contains(&id) { now + RETRY_GRACE } else { now };
+                self.retire_session(id, at, None);
             }
         }
     }
