@@ -481,11 +481,14 @@ impl Lifecycle {
         self.set_timer(TimerKey::Session(id), None);
         let Some(record) = self.sessions.get(&id) else { return };
         let address = record.identity.connection.address.clone();
+        // A successor is urgent as long as the one it succeeds lives.
+        let dying = record.succeeds.and_then(|former| self.sessions.get(&former)).unwrap_or(record);
+        let ends = dying.term.filter(|term| !term.ttl.is_zero()).map(Term::ends);
         let blocked = record.op.is_some() || record.wait_until.is_some_and(|until| now < until);
         match record.state {
             SessionState::New(Some(_)) => {}
             SessionState::New(None) if record.succeeds.is_some() && !blocked => {
-                match self.admit(&address, now) {
+                match self.admit(&address, ends, now) {
                     Ok(()) => self.login(id, Lane::Background, now),
                     Err(until) => self.delay_session(id, until),
                 }
@@ -500,7 +503,7 @@ impl Lifecycle {
                     return;
                 }
                 if at <= now && !blocked {
-                    match self.admit(&address, now) {
+                    match self.admit(&address, None, now) {
                         Ok(()) => {
                             let op = self.perform(
                                 Op::RevokeSession(id),
@@ -516,12 +519,18 @@ impl Lifecycle {
                     }
                 }
             }
-            SessionState::Live => self.live_session_due(id, &address, blocked, now),
+            SessionState::Live => self.live_session_due(id, (&address, ends), blocked, now),
         }
         self.retime_session(id, now);
     }
 
-    fn live_session_due(&mut self, id: SessionId, address: &str, blocked: bool, now: BootTime) {
+    fn live_session_due(
+        &mut self,
+        id: SessionId,
+        (address, ends): (&str, Option<BootTime>),
+        blocked: bool,
+        now: BootTime,
+    ) {
         let Some(record) = self.sessions.get_mut(&id) else { return };
         record.leftover.retain(|(_, ends)| *ends > now);
         if record.users.is_empty() && record.idle_since.is_none_or(|since| since + SHARED_GRACE <= now) {
@@ -547,7 +556,7 @@ impl Lifecycle {
         }
         let Some((step, why)) = self.session_step(id, now) else { return };
         match step {
-            Step::Renew => match self.admit(address, now) {
+            Step::Renew => match self.admit(address, ends, now) {
                 Ok(()) => {
                     let op = self.perform(Op::RenewSession(id), Lane::Background, Request::RenewSession(id));
                     self.probe(address, op);
@@ -687,7 +696,7 @@ impl Lifecycle {
     }
 
     pub(super) fn restore_sessions(&mut self, sessions: Vec<(SessionId, Session)>) {
-        for (id, mut record) in sessions {
+        for (id, record) in sessions {
             self.last_id = self.last_id.max(id.0);
             // A login in flight died with the process, and its token with it.
             if matches!(record.state, SessionState::New(_)) {

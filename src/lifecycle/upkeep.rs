@@ -148,19 +148,18 @@ impl Lifecycle {
             self.delay_dependency(key, id, now + BUSY);
             return;
         }
-        if let Err(until) = self.admit(address, now) {
-            self.delay_dependency(key, id, until);
-            return;
-        }
         let Some(volume) = self.volumes.get(key) else { return };
         let serial = volume.serial;
         let lease = volume
             .installed
             .as_ref()
             .and_then(|installed| installed.dependencies.get(&id))
-            .and_then(|dependency| dependency.lease.as_ref())
-            .map(|(lease, _)| lease.clone());
-        let Some(lease) = lease else { return };
+            .and_then(|dependency| dependency.lease.clone());
+        let Some((lease, term)) = lease else { return };
+        if let Err(until) = self.admit(address, Some(term.ends()), now) {
+            self.delay_dependency(key, id, until);
+            return;
+        }
         let request = Request::RenewLease(session, lease.clone());
         let op = self.perform(Op::RenewLease(key.clone(), serial, id, lease), Lane::Background, request);
         self.probe(address, op);
@@ -298,7 +297,7 @@ impl Lifecycle {
             return;
         }
         if lane == Lane::Background
-            && let Err(until) = self.admit(&address, now)
+            && let Err(until) = self.admit(&address, None, now)
         {
             self.delay_dependency(key, id, until);
             return;
