@@ -88,6 +88,13 @@ impl Lifecycle {
                 if terms.ttl > LONG_TTL || terms.ttl.is_zero() {
                     self.note(first.as_ref(), Note::LongTtl(terms.ttl));
                 }
+                let delivered = first
+                    .as_ref()
+                    .and_then(|key| self.volumes.get(key))
+                    .is_some_and(|volume| volume.is_live());
+                if !terms.revocable && !delivered {
+                    self.note(first.as_ref(), Note::Unrevocable);
+                }
                 if !wanted {
                     self.retire_session(id, now, None);
                     return;

@@ -621,7 +621,8 @@ impl<B: SecretBackend> Worker<B> {
             | Note::Refused(_)
             | Note::LeftToExpire { .. }
             | Note::Silent { .. }
-            | Note::LongTtl(_) => warn!(pod, class, next, "{note}"),
+            | Note::LongTtl(_)
+            | Note::Unrevocable => warn!(pod, class, next, "{note}"),
             Note::Expired(_) => error!(pod, class, next, "{note}"),
             Note::Renewed { .. } => debug!(pod, class, next, "{note}"),
             Note::Mounted { .. } | Note::Rewritten { .. } | Note::Revoked(_) | Note::Unmounted => {
