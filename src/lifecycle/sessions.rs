@@ -1,6 +1,6 @@
 //! Logins, their sharing, hand-over and revocation.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     LEFTOVER_COUNT, LEFTOVER_LIFE, LONG_TTL, Lifecycle, Op, RETRY_GRACE, SHARED_GRACE, TimerKey,
@@ -722,12 +722,11 @@ impl Lifecycle {
     /// was lost may still be what a pod logs in with: it lives until a Mount has surely taken the volume
     /// over.
     pub(super) fn settle_sessions(&mut self, now: BootTime) {
-        let mut orphans = BTreeSet::new();
+        let mut orphans = BTreeMap::new();
         for (id, record) in &mut self.sessions {
-            if record.users.iter().any(|key| !self.volumes.contains_key(key)) {
-                orphans.insert(*id);
-            }
-            record.users.clear();
+            let users = std::mem::take(&mut record.users);
+            orphans
+                .extend(users.into_iter().find(|key| !self.volumes.contains_key(key)).map(|key| (*id, key)));
         }
         for (key, volume) in &self.volumes {
             let installed = volume.installed.as_ref().filter(|_| volume.refused.is_none());
@@ -761,8 +760,9 @@ impl Lifecycle {
                     record.idle_since = Some(record.idle_since.unwrap_or(now));
                 }
             } else {
-                let at = if orphans.contains(&id) { now + RETRY_GRACE } else { now };
-                self.retire_session(id, at, None);
+                let orphan = orphans.remove(&id);
+                let at = if orphan.is_some() { now + RETRY_GRACE } else { now };
+                self.retire_session(id, at, orphan);
             }
         }
     }
