@@ -469,9 +469,10 @@ impl Lifecycle {
         let Some(installed) = &volume.installed else { return };
         let (spec, digest) = (installed.spec.clone(), installed.digest);
         match &volume.attempt {
-            // Somebody waits for it, or it does the same already.
+            // Somebody waits for it, or it makes everything again in another session already.
             Some(attempt)
                 if !attempt.calls.is_empty()
+                    || attempt.session != installed.session
                     || matches!(attempt.reason, Reason::HandOver(_) | Reason::Edit) =>
             {
                 return;
