@@ -20,6 +20,9 @@ use crate::{
     volume::{FailureKind, MountFailure, VolumeKey},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// A lower KV version seen this often in a row is a restore from a snapshot, not a standby that lags: the
 /// longest lag measured was 2.2 s.
 pub(super) const REGRESSIONS_BELIEVED: u32 = 4;

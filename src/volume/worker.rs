@@ -49,6 +49,11 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// How often it is looked whether a pod whose mount failed is still there.
 const POD_LOOK: Duration = Duration::from_secs(5);
 
+/// How often the pod's folder of a volume in grace is looked for.
+const GRACE_LOOK: Duration = Duration::from_secs(5);
+/// EX_SOFTWARE of sysexits.h.
+const EXIT_DEFECT: i32 = 70;
+
 /// What the worker is started with.
 #[derive(Debug)]
 pub struct Settings {
@@ -76,7 +81,8 @@ pub(super) struct Worker<B> {
     queue: FairQueue<(OpId, Job, Operation)>,
     in_flight: JoinSet<(OpId, Place, Operation, Instant, Outcome)>,
     last_call: u64,
-    look_at: Option<Instant>,
+    /// When the mount table is looked at next, whatever wakes us.
+    look_at: Instant,
 }
 
 impl<B: SecretBackend> Worker<B> {
@@ -107,10 +113,20 @@ impl<B: SecretBackend> Worker<B> {
             queue: FairQueue::new(),
             in_flight: JoinSet::new(),
             last_call: 0,
-            look_at: None,
+            look_at: Instant::now(),
         };
         worker.restore();
-        tokio::spawn(worker.run());
+        let task = tokio::spawn(worker.run());
+        tokio::spawn(async move {
+            if let Err(failure) = task.await
+                && failure.is_panic()
+            {
+                // A process without its worker would refuse every pod for ever; a new one takes everything up
+                // from the journal.
+                error!("a defect in leasehold ended the worker: exiting to be started anew");
+                std::process::exit(EXIT_DEFECT);
+            }
+        });
         VolumeManager { commands: sender }
     }
 
@@ -165,7 +181,7 @@ impl<B: SecretBackend> Worker<B> {
             self.dispatch();
             let now = boot_now();
             let due = self.core.poll_timeout().map_or(LONGEST_SLEEP, |at| now.until(at)).min(LONGEST_SLEEP);
-            let due = self.look_at.map_or(due, |at| due.min(at.saturating_duration_since(Instant::now())));
+            let due = due.min(self.look_at.saturating_duration_since(Instant::now()));
             let changed = async {
                 match &mut self.mounts {
                     // Its events are a hint; the look itself is taken once things settle.
@@ -186,7 +202,7 @@ impl<B: SecretBackend> Worker<B> {
                     Err(error) => error!(%error, "a request's task was lost"),
                 },
                 changed = changed => match changed {
-                    Ok(()) => self.look_at = self.look_at.or(Some(Instant::now() + SETTLE)),
+                    Ok(()) => self.look_at = self.look_at.min(Instant::now() + SETTLE),
                     Err(error) => {
                         error!(%error, "the watch of the mount table ended: unmounts are seen within 30 s only");
                         self.mounts = None;
@@ -200,10 +216,11 @@ impl<B: SecretBackend> Worker<B> {
                 self.feed(Event::TimeJumped);
             }
             last = woke;
-            if self.look_at.is_some_and(|at| at <= Instant::now())
-                || (self.mounts.is_none() && due >= LONGEST_SLEEP)
-            {
-                self.look_at = None;
+            if self.look_at <= Instant::now() {
+                // A volume whose first mount failed is waited for only while its pod's folder is there, and
+                // that folder's end is no event of the mount table.
+                let waits = self.core.volumes().values().any(|volume| !volume.mounted);
+                self.look_at = Instant::now() + if waits { GRACE_LOOK } else { LONGEST_SLEEP };
                 self.look();
             }
             self.guard("timers", None, |worker| worker.core.handle_timeout(woke));
