@@ -49,6 +49,8 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 const JUMP: Duration = Duration::from_secs(5);
 /// A burst of mount table changes is one look: a node that starts fifty pods changes it hundreds of times.
 const SETTLE: Duration = Duration::from_millis(100);
+/// How often it is looked whether a pod whose mount failed is still there.
+const POD_LOOK: Duration = Duration::from_secs(5);
 
 /// How often the pod's folder of a volume in grace is looked for.
 const GRACE_LOOK: Duration = Duration::from_secs(5);
@@ -399,6 +401,10 @@ impl<B: SecretBackend> Worker<B> {
         for key in left {
             self.feed(Event::PodGone(key));
         }
+        // The folder of a pod goes without a change in the mount table.
+        if self.core.volumes().values().any(|volume| !volume.mounted) {
+            self.look_at = Some(Instant::now() + POD_LOOK);
+        }
     }
 
     fn ended(&mut self, op: OpId, operation: Operation, took: Duration, outcome: Outcome) {
@@ -663,7 +669,8 @@ impl<B: SecretBackend> Worker<B> {
             | Note::Refused(_)
             | Note::LeftToExpire { .. }
             | Note::Silent { .. }
-            | Note::LongTtl(_) => warn!(pod, class, next, "{note}"),
+            | Note::LongTtl(_)
+            | Note::Unrevocable => warn!(pod, class, next, "{note}"),
             Note::Expired(_) => error!(pod, class, next, "{note}"),
             Note::Renewed { .. } => debug!(pod, class, next, "{note}"),
             Note::Mounted { .. } | Note::Rewritten { .. } | Note::Revoked(_) | Note::Unmounted => {
