@@ -51,9 +51,6 @@ const JUMP: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_millis(100);
 /// How often it is looked whether a pod whose mount failed is still there.
 const POD_LOOK: Duration = Duration::from_secs(5);
-
-/// How often the pod's folder of a volume in grace is looked for.
-const GRACE_LOOK: Duration = Duration::from_secs(5);
 /// EX_SOFTWARE of sysexits.h.
 const EXIT_DEFECT: i32 = 70;
 /// The gauges are brought level with a change within this time: a burst of changes is counted once.
@@ -231,10 +228,7 @@ impl<B: SecretBackend> Worker<B> {
             }
             last = woke;
             if self.look_at <= Instant::now() {
-                // A volume whose first mount failed is waited for only while its pod's folder is there, and
-                // that folder's end is no event of the mount table.
-                let waits = self.core.volumes().values().any(|volume| !volume.mounted);
-                self.look_at = Instant::now() + if waits { GRACE_LOOK } else { LONGEST_SLEEP };
+                self.look_at = Instant::now() + LONGEST_SLEEP;
                 self.look();
             }
             self.guard("timers", None, |worker| worker.core.handle_timeout(woke));
@@ -403,7 +397,7 @@ impl<B: SecretBackend> Worker<B> {
         }
         // The folder of a pod goes without a change in the mount table.
         if self.core.volumes().values().any(|volume| !volume.mounted) {
-            self.look_at = Some(Instant::now() + POD_LOOK);
+            self.look_at = Instant::now() + POD_LOOK;
         }
     }
 
