@@ -391,13 +391,14 @@ impl Lifecycle {
             }
             return;
         }
+        let ends = installed_ends(volume);
         let Some(record) = self.sessions.get(&session) else { return };
         let address = record.identity.connection.address.clone();
         match record.state {
             SessionState::New(Some(_)) => {}
             SessionState::New(None) => {
                 if lane == Lane::Background
-                    && let Err(until) = self.admit(&address, now)
+                    && let Err(until) = self.admit(&address, ends, now)
                 {
                     self.wait(key, until, now);
                     return;
@@ -411,7 +412,7 @@ impl Lifecycle {
             }
             SessionState::Live => {
                 if lane == Lane::Background
-                    && let Err(until) = self.admit(&address, now)
+                    && let Err(until) = self.admit(&address, ends, now)
                 {
                     self.wait(key, until, now);
                     return;
@@ -1201,6 +1202,16 @@ impl Lifecycle {
 
 fn call_of(mount: &Mount, now: BootTime) -> Call {
     Call { id: mount.call, patience: (now + PATIENCE).min(mount.deadline), deadline: mount.deadline }
+}
+
+/// When the first of a volume's credentials ends.
+fn installed_ends(volume: &Volume) -> Option<BootTime> {
+    volume
+        .installed
+        .iter()
+        .flat_map(|installed| installed.dependencies.values())
+        .filter_map(Dependency::ends)
+        .min()
 }
 
 const fn volume_is_idle(volume: &Volume) -> bool {

@@ -1,9 +1,9 @@
 //! Logins, their sharing, hand-over and revocation.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    LEFTOVER_COUNT, LEFTOVER_LIFE, LONG_TTL, Lifecycle, Op, SHARED_GRACE, TimerKey,
+    LEFTOVER_COUNT, LEFTOVER_LIFE, LONG_TTL, Lifecycle, Op, RETRY_GRACE, SHARED_GRACE, TimerKey,
     backoff::Pace,
     message::{Action, Lane, Note, OpId, Request, TokenTimes},
     renewal::{Step, Term, decide, replace_by},
@@ -87,6 +87,13 @@ impl Lifecycle {
                 let first = record.users.first().cloned();
                 if terms.ttl > LONG_TTL || terms.ttl.is_zero() {
                     self.note(first.as_ref(), Note::LongTtl(terms.ttl));
+                }
+                let delivered = first
+                    .as_ref()
+                    .and_then(|key| self.volumes.get(key))
+                    .is_some_and(|volume| volume.is_live());
+                if !terms.revocable && !delivered {
+                    self.note(first.as_ref(), Note::Unrevocable);
                 }
                 if !wanted {
                     self.retire_session(id, now, None);
@@ -462,9 +469,10 @@ impl Lifecycle {
         let Some(installed) = &volume.installed else { return };
         let (spec, digest) = (installed.spec.clone(), installed.digest);
         match &volume.attempt {
-            // Somebody waits for it, or it does the same already.
+            // Somebody waits for it, or it makes everything again in another session already.
             Some(attempt)
                 if !attempt.calls.is_empty()
+                    || attempt.session != installed.session
                     || matches!(attempt.reason, Reason::HandOver(_) | Reason::Edit) =>
             {
                 return;
@@ -481,11 +489,14 @@ impl Lifecycle {
         self.set_timer(TimerKey::Session(id), None);
         let Some(record) = self.sessions.get(&id) else { return };
         let address = record.identity.connection.address.clone();
+        // A successor is urgent as long as the one it succeeds lives.
+        let dying = record.succeeds.and_then(|former| self.sessions.get(&former)).unwrap_or(record);
+        let ends = dying.term.filter(|term| !term.ttl.is_zero()).map(Term::ends);
         let blocked = record.op.is_some() || record.wait_until.is_some_and(|until| now < until);
         match record.state {
             SessionState::New(Some(_)) => {}
             SessionState::New(None) if record.succeeds.is_some() && !blocked => {
-                match self.admit(&address, now) {
+                match self.admit(&address, ends, now) {
                     Ok(()) => self.login(id, Lane::Background, now),
                     Err(until) => self.delay_session(id, until),
                 }
@@ -500,7 +511,7 @@ impl Lifecycle {
                     return;
                 }
                 if at <= now && !blocked {
-                    match self.admit(&address, now) {
+                    match self.admit(&address, None, now) {
                         Ok(()) => {
                             let op = self.perform(
                                 Op::RevokeSession(id),
@@ -516,12 +527,18 @@ impl Lifecycle {
                     }
                 }
             }
-            SessionState::Live => self.live_session_due(id, &address, blocked, now),
+            SessionState::Live => self.live_session_due(id, (&address, ends), blocked, now),
         }
         self.retime_session(id, now);
     }
 
-    fn live_session_due(&mut self, id: SessionId, address: &str, blocked: bool, now: BootTime) {
+    fn live_session_due(
+        &mut self,
+        id: SessionId,
+        (address, ends): (&str, Option<BootTime>),
+        blocked: bool,
+        now: BootTime,
+    ) {
         let Some(record) = self.sessions.get_mut(&id) else { return };
         record.leftover.retain(|(_, ends)| *ends > now);
         if record.users.is_empty() && record.idle_since.is_none_or(|since| since + SHARED_GRACE <= now) {
@@ -547,7 +564,7 @@ impl Lifecycle {
         }
         let Some((step, why)) = self.session_step(id, now) else { return };
         match step {
-            Step::Renew => match self.admit(address, now) {
+            Step::Renew => match self.admit(address, ends, now) {
                 Ok(()) => {
                     let op = self.perform(Op::RenewSession(id), Lane::Background, Request::RenewSession(id));
                     self.probe(address, op);
@@ -687,7 +704,7 @@ impl Lifecycle {
     }
 
     pub(super) fn restore_sessions(&mut self, sessions: Vec<(SessionId, Session)>) {
-        for (id, mut record) in sessions {
+        for (id, record) in sessions {
             self.last_id = self.last_id.max(id.0);
             // A login in flight died with the process, and its token with it.
             if matches!(record.state, SessionState::New(_)) {
@@ -695,7 +712,6 @@ impl Lifecycle {
                 self.actions.push_back(Action::ForgetSession(id));
                 continue;
             }
-            record.users.clear();
             if record.shared && record.is_live() && !record.lost {
                 self.shared.insert(record.identity.clone(), id);
             }
@@ -703,8 +719,16 @@ impl Lifecycle {
         }
     }
 
-    /// After the volumes are back: sessions that none of them uses are given up.
+    /// After the volumes are back: sessions that none of them uses are given up. One whose volume's record
+    /// was lost may still be what a pod logs in with: it lives until a Mount has surely taken the volume
+    /// over.
     pub(super) fn settle_sessions(&mut self, now: BootTime) {
+        let mut orphans = BTreeMap::new();
+        for (id, record) in &mut self.sessions {
+            let users = std::mem::take(&mut record.users);
+            orphans
+                .extend(users.into_iter().find(|key| !self.volumes.contains_key(key)).map(|key| (*id, key)));
+        }
         for (key, volume) in &self.volumes {
             let installed = volume.installed.as_ref().filter(|_| volume.refused.is_none());
             let record = installed.and_then(|installed| self.sessions.get_mut(&installed.session));
@@ -737,7 +761,9 @@ impl Lifecycle {
                     record.idle_since = Some(record.idle_since.unwrap_or(now));
                 }
             } else {
-                self.retire_session(id, now, None);
+                let orphan = orphans.remove(&id);
+                let at = if orphan.is_some() { now + RETRY_GRACE } else { now };
+                self.retire_session(id, at, orphan);
             }
         }
     }

@@ -76,12 +76,15 @@ impl Lifecycle {
     }
 
     fn notice_expiry(&mut self, key: &VolumeKey, now: BootTime) {
+        let session_ends = self.session_ends(key);
         let Some(installed) = self.volumes.get_mut(key).and_then(|volume| volume.installed.as_mut()) else {
             return;
         };
         let mut dead = Vec::new();
         for dependency in installed.dependencies.values_mut() {
-            if !dependency.expiry_noted && dependency.ends().is_some_and(|ends| ends <= now) {
+            let with_session = session_ends.filter(|_| dependency.lease.is_some());
+            let ends = dependency.ends().into_iter().chain(with_session).min();
+            if !dependency.expiry_noted && ends.is_some_and(|ends| ends <= now) {
                 dependency.expiry_noted = true;
                 dead.push(dependency.request.path.to_string());
             }
@@ -89,6 +92,13 @@ impl Lifecycle {
         for path in dead {
             self.note(Some(key), Note::Expired(path));
         }
+    }
+
+    /// When a volume's leases end whatever they were granted: with the session that made them.
+    fn session_ends(&self, key: &VolumeKey) -> Option<BootTime> {
+        let installed = self.volumes.get(key)?.installed.as_ref()?;
+        let term = self.sessions.get(&installed.session)?.term?;
+        (!term.ttl.is_zero()).then(|| term.ends())
     }
 
     fn due_dependencies(&self, key: &VolumeKey, now: BootTime) -> Vec<DependencyId> {
@@ -148,19 +158,18 @@ impl Lifecycle {
             self.delay_dependency(key, id, now + BUSY);
             return;
         }
-        if let Err(until) = self.admit(address, now) {
-            self.delay_dependency(key, id, until);
-            return;
-        }
         let Some(volume) = self.volumes.get(key) else { return };
         let serial = volume.serial;
         let lease = volume
             .installed
             .as_ref()
             .and_then(|installed| installed.dependencies.get(&id))
-            .and_then(|dependency| dependency.lease.as_ref())
-            .map(|(lease, _)| lease.clone());
-        let Some(lease) = lease else { return };
+            .and_then(|dependency| dependency.lease.clone());
+        let Some((lease, term)) = lease else { return };
+        if let Err(until) = self.admit(address, Some(term.ends()), now) {
+            self.delay_dependency(key, id, until);
+            return;
+        }
         let request = Request::RenewLease(session, lease.clone());
         let op = self.perform(Op::RenewLease(key.clone(), serial, id, lease), Lane::Background, request);
         self.probe(address, op);
@@ -298,7 +307,7 @@ impl Lifecycle {
             return;
         }
         if lane == Lane::Background
-            && let Err(until) = self.admit(&address, now)
+            && let Err(until) = self.admit(&address, None, now)
         {
             self.delay_dependency(key, id, until);
             return;
@@ -524,7 +533,14 @@ impl Lifecycle {
     }
 
     pub(super) fn retime_volume(&mut self, key: &VolumeKey, now: BootTime) {
-        let at = self.volumes.get(key).and_then(|volume| next_of_volume(volume, now));
+        let volume = self.volumes.get(key);
+        let at = volume.and_then(|volume| next_of_volume(volume, now));
+        let unnoted = volume.and_then(|volume| volume.installed.as_ref()).is_some_and(|installed| {
+            let mut known = installed.dependencies.values();
+            known.any(|known| known.lease.is_some() && !known.expiry_noted)
+        });
+        let ends = self.session_ends(key).filter(|_| unnoted);
+        let at = at.into_iter().chain(ends.map(|ends| ends.max(now))).min();
         self.set_timer(TimerKey::Volume(key.clone()), at);
     }
 

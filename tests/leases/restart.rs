@@ -1,6 +1,6 @@
 //! Our own restarts: they cost the server and the pod nothing.
 
-use std::{fs, time::Duration};
+use std::{fs, os::unix::fs::MetadataExt as _, time::Duration};
 
 use tokio::time::Instant;
 
@@ -181,17 +181,18 @@ async fn second_agent_waits_for_the_first() {
     case.mounted(&volume, &objects).await;
     let before = case.snapshot(&volume);
     case.proxy.forget();
-    let mut launch = Launch::new(&case.proxy.url());
-    launch.names = ["second"].map(str::to_owned).into();
-    let mut second = Leasehold::start_waiting(&case.node, launch);
+    let socket = case.leasehold.socket("vault");
+    let inode = || fs::metadata(&socket).ok().map(|found| found.ino());
+    let first = inode();
+    let mut second = Leasehold::start_waiting(&case.node, Launch::new(&case.proxy.url()));
     second.logged("another leasehold holds the state folder").await;
-    assert!(!second.socket("second").exists(), "it must not answer while the first acts");
     let ready = second.ready().await;
     assert!(ready != Some(200), "not ready: {ready:?}");
+    assert_eq!(inode(), first, "it must not answer while the first acts");
     case.mounted(&volume, &objects).await;
     case.leasehold.terminate();
     case.leasehold.ended(SOON).await;
-    case.until("the second takes over", SOON, async || second.socket("second").exists().then_some(())).await;
+    case.until("the second takes over", SOON, async || inode().filter(|inode| Some(*inode) != first)).await;
     assert_eq!(case.proxy.requests(), [""; 0]);
     assert_eq!(case.snapshot(&volume), before);
     case.unmount(&volume);
