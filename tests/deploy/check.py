@@ -47,8 +47,9 @@ def main():
     ]
     if binary:
         checks.append(lambda problems: chart.check_with_binary(problems, binary))
+        checks.append(lambda problems: documents.check_classes_with_binary(problems, binary))
     else:
-        print("no leasehold is built (cargo build): it is not asked about the rendered flags")
+        print("no leasehold is built (cargo build): it is not asked about rendered flags and shown classes")
 
     started, seen, problems = time.monotonic(), 0, []
     for check in checks:

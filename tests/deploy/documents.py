@@ -2,6 +2,9 @@
 
 import copy
 import re
+import subprocess
+import tempfile
+from pathlib import Path
 
 import helm_python
 import jsonschema
@@ -178,6 +181,27 @@ def check_bookstore(problems):
     if not pods:
         problems.append("bookstore: has no Deployment")
     return seen
+
+
+def check_classes_with_binary(problems, binary):
+    """The binary takes every SecretProviderClass shown, without a warning, and the chart the policy it suggests."""
+    texts = [content for page in pages() for language, content in fences(page.read_text()) if language == "yaml"]
+    texts += [(ROOT / "examples/bookstore/secretproviderclass.yaml").read_text()]
+    texts = [text for text in texts if "kind: SecretProviderClass" in text]
+    with tempfile.TemporaryDirectory() as folder:
+        for number, text in enumerate(texts):
+            (Path(folder) / f"{number}.yaml").write_text(text)
+        ran = subprocess.run([binary, "check", folder], env={}, capture_output=True, text=True, check=False)
+        if ran.returncode != 0 or " 0 warning(s)" not in ran.stdout:
+            problems.append(f"leasehold check: {ran.stdout}{ran.stderr}")
+        suggest = [binary, "check", "--suggest-policy", folder]
+        suggested = subprocess.run(suggest, env={}, capture_output=True, text=True, check=True)
+    rules = yaml.safe_load(suggested.stdout)["rules"]
+    try:
+        chart.render(chart.merged(chart.LEAST, {"policy": {"enabled": True, "rules": rules}}))
+    except helm_python.HelmError as error:
+        problems.append(f"the chart refuses the policy that leasehold check suggests: {error}")
+    return len(texts) + len(rules)
 
 
 def check_restricted(problems):
