@@ -107,9 +107,9 @@ fn ttl(volume: &VolumeReport) -> String {
     }
 }
 
-/// Full cells for what is left: one at least while there is anything, and all of them only at the start.
+/// Full cells for what is left, to the nearest, and one at least while there is anything.
 fn bar(left: u64, granted: u64) -> String {
-    let share = left.saturating_mul(BAR).checked_div(granted).unwrap_or(0);
+    let share = left.saturating_mul(BAR).saturating_add(granted / 2).checked_div(granted).unwrap_or(0);
     let full = share.clamp(u64::from(left > 0), BAR);
     (0..BAR).map(|cell| if cell < full { '█' } else { '░' }).collect()
 }
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn a_bar_is_empty_only_at_the_end() {
         for (left, granted, full) in
-            [(0, 10, 0), (1, 1000, 1), (999, 1000, 9), (10, 10, 10), (20, 10, 10), (5, 0, 1)]
+            [(0, 10, 0), (1, 1000, 1), (949, 1000, 9), (999, 1000, 10), (20, 10, 10), (5, 0, 1)]
         {
             assert_eq!(bar(left, granted).matches('█').count(), full, "{left} of {granted}");
             assert_eq!(bar(left, granted).chars().count(), 10);
