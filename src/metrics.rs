@@ -371,7 +371,8 @@ impl Metrics {
         let mut text = String::new();
         // Writing into a String does not fail.
         let _infallible = encode(&mut text, &self.registry);
-        text
+        // The encoder writes an empty label set where a family has none.
+        text.replace("{} ", " ")
     }
 }
 
@@ -416,8 +417,8 @@ mod tests {
             "leasehold_policy_refusals_total{provider=\"openbao\"} 1",
             "leasehold_volumes{mode=\"driver-written\"} 7",
             "leasehold_volumes{mode=\"provider-written\"} 0",
-            "leasehold_nearest_expiry_seconds{} 60.5",
-            "leasehold_nearest_login_end_seconds{} -10.0",
+            "leasehold_nearest_expiry_seconds 60.5",
+            "leasehold_nearest_login_end_seconds -10.0",
             "leasehold_revocations_owed{kind=\"lease\"} 2",
             "leasehold_revocations_owed{kind=\"session\"} 0",
             "leasehold_queue_depth{lane=\"background\"} 5",
