@@ -46,8 +46,6 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 const JUMP: Duration = Duration::from_secs(5);
 /// A burst of mount table changes is one look: a node that starts fifty pods changes it hundreds of times.
 const SETTLE: Duration = Duration::from_millis(100);
-/// How often it is looked whether a pod whose mount failed is still there.
-const POD_LOOK: Duration = Duration::from_secs(5);
 
 /// How often the pod's folder of a volume in grace is looked for.
 const GRACE_LOOK: Duration = Duration::from_secs(5);
@@ -384,10 +382,6 @@ impl<B: SecretBackend> Worker<B> {
         }
         for key in left {
             self.feed(Event::PodGone(key));
-        }
-        // The folder of a pod goes without a change in the mount table.
-        if self.core.volumes().values().any(|volume| !volume.mounted) {
-            self.look_at = Some(Instant::now() + POD_LOOK);
         }
     }
 
