@@ -215,11 +215,11 @@ impl<B: SecretBackend> Worker<B> {
             }
             last = woke;
             if self.look_at <= Instant::now() {
+                self.look();
                 // A volume whose first mount failed is waited for only while its pod's folder is there, and
                 // that folder's end is no event of the mount table.
                 let waits = self.core.volumes().values().any(|volume| !volume.mounted);
                 self.look_at = Instant::now() + if waits { GRACE_LOOK } else { LONGEST_SLEEP };
-                self.look();
             }
             self.guard("timers", None, |worker| worker.core.handle_timeout(woke));
         }

@@ -120,8 +120,12 @@ async fn churn_lease_equals_mounts() {
         if leases == 0 && roles == 0 && tokens <= kills * LANES {
             break;
         }
-        let log = case.leasehold.log();
-        assert!(started.elapsed() < SOON, "{leases} leases, {roles} users, {tokens} logins left\n{log}");
+        let log = case.ground.bao.log();
+        let errors: Vec<&str> = log.lines().filter(|line| line.contains("[ERROR]")).collect();
+        assert!(
+            started.elapsed() < SOON,
+            "{leases} leases, {roles} users, {tokens} logins left: {errors:#?}"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(case.leases().await == 0 && kills > 0);
