@@ -18,6 +18,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     Command, DriverFile, FailureKind, MountAnswer, MountCommand, MountFailure, VolumeKey, VolumeManager,
     execute::{self, Job, Outcome},
+    gauges,
     holdings::{HeldSession, Holdings},
     journal::{Journal, Restored},
     queue::{FairQueue, Place},
@@ -28,7 +29,9 @@ use crate::{
     clock::{boot_now, wall_now},
     lifecycle::{
         Event, Lifecycle,
-        message::{Action, CallId, Digest, Fetched, Mount, Note, OpId, PlanId, SwapOutcome, TokenTimes},
+        message::{
+            Action, CallId, Digest, Fetched, Lane, Mount, Note, OpId, PlanId, SwapOutcome, TokenTimes,
+        },
         volume::Mode,
     },
     metrics::{Metrics, Operation},
@@ -46,11 +49,12 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 const JUMP: Duration = Duration::from_secs(5);
 /// A burst of mount table changes is one look: a node that starts fifty pods changes it hundreds of times.
 const SETTLE: Duration = Duration::from_millis(100);
-
-/// How often the pod's folder of a volume in grace is looked for.
-const GRACE_LOOK: Duration = Duration::from_secs(5);
+/// How often it is looked whether a pod whose mount failed is still there.
+const POD_LOOK: Duration = Duration::from_secs(5);
 /// EX_SOFTWARE of sysexits.h.
 const EXIT_DEFECT: i32 = 70;
+/// The gauges are brought level with a change within this time: a burst of changes is counted once.
+const GAUGES: Duration = Duration::from_secs(1);
 
 /// What the worker is started with.
 #[derive(Debug)]
@@ -81,6 +85,10 @@ pub(super) struct Worker<B> {
     last_call: u64,
     /// When the mount table is looked at next, whatever wakes us.
     look_at: Instant,
+    /// Found at the last look; some may be managed since.
+    unmanaged: Vec<VolumeKey>,
+    /// When the gauges are due.
+    gauges_at: Option<Instant>,
 }
 
 impl<B: SecretBackend> Worker<B> {
@@ -111,7 +119,10 @@ impl<B: SecretBackend> Worker<B> {
             queue: FairQueue::new(),
             in_flight: JoinSet::new(),
             last_call: 0,
+            // What was mounted before us is found by the first look.
             look_at: Instant::now(),
+            unmanaged: Vec::new(),
+            gauges_at: Some(Instant::now()),
         };
         worker.restore();
         let task = tokio::spawn(worker.run());
@@ -177,9 +188,11 @@ impl<B: SecretBackend> Worker<B> {
         loop {
             self.settle();
             self.dispatch();
+            self.publish();
             let now = boot_now();
             let due = self.core.poll_timeout().map_or(LONGEST_SLEEP, |at| now.until(at)).min(LONGEST_SLEEP);
-            let due = due.min(self.look_at.saturating_duration_since(Instant::now()));
+            let shell = self.gauges_at.map_or(self.look_at, |at| at.min(self.look_at));
+            let due = due.min(shell.saturating_duration_since(Instant::now()));
             let changed = async {
                 match &mut self.mounts {
                     // Its events are a hint; the look itself is taken once things settle.
@@ -215,11 +228,8 @@ impl<B: SecretBackend> Worker<B> {
             }
             last = woke;
             if self.look_at <= Instant::now() {
+                self.look_at = Instant::now() + LONGEST_SLEEP;
                 self.look();
-                // A volume whose first mount failed is waited for only while its pod's folder is there, and
-                // that folder's end is no event of the mount table.
-                let waits = self.core.volumes().values().any(|volume| !volume.mounted);
-                self.look_at = Instant::now() + if waits { GRACE_LOOK } else { LONGEST_SLEEP };
             }
             self.guard("timers", None, |worker| worker.core.handle_timeout(woke));
         }
@@ -377,11 +387,17 @@ impl<B: SecretBackend> Worker<B> {
                 gone.push(key.clone());
             }
         }
+        self.unmanaged = report::unmanaged(&self.core, &table, &self.kubelet_root).collect();
+        self.gauges_at.get_or_insert_with(|| Instant::now() + GAUGES);
         for key in gone {
             self.feed(Event::Unmounted(key));
         }
         for key in left {
             self.feed(Event::PodGone(key));
+        }
+        // The folder of a pod goes without a change in the mount table.
+        if self.core.volumes().values().any(|volume| !volume.mounted) {
+            self.look_at = Instant::now() + POD_LOOK;
         }
     }
 
@@ -470,6 +486,9 @@ impl<B: SecretBackend> Worker<B> {
     /// Brings the journal level with the core.
     fn record(&mut self) {
         let dirty = self.core.take_dirty();
+        if !dirty.sessions.is_empty() || !dirty.volumes.is_empty() {
+            self.gauges_at.get_or_insert_with(|| Instant::now() + GAUGES);
+        }
         for id in dirty.sessions {
             let held = self.core.sessions().get(&id).zip(self.holdings.sessions.get(&id));
             self.journal.session(id, held);
@@ -603,6 +622,18 @@ impl<B: SecretBackend> Worker<B> {
         }
         if let Some(plan) = report {
             self.feed(Event::Answered(plan, delivered));
+        }
+    }
+
+    /// Brings the gauges level.
+    fn publish(&mut self) {
+        let (foreground, background) = self.queue.depth();
+        self.metrics.queued(Lane::Foreground, foreground);
+        self.metrics.queued(Lane::Background, background);
+        if self.gauges_at.is_some_and(|at| at <= Instant::now()) {
+            self.gauges_at = None;
+            let unmanaged = self.unmanaged.iter().filter(|key| !self.core.volumes().contains_key(key));
+            self.metrics.observed(gauges::snapshot(&self.core, unmanaged.count()));
         }
     }
 
