@@ -48,7 +48,7 @@ async fn parent_token_handover() {
     case.mounted(&volume, &case.database()).await;
     let token = case.by_hand(&volume).await;
     let (abandoned, _) = case.unattended(&token).await;
-    let (probe, ()) = tokio::join!(case.probe(&volume, Duration::from_secs(30)), case.dies(&abandoned));
+    let (probe, ()) = tokio::join!(case.probe(&volume, Duration::from_secs(24)), case.dies(&abandoned));
     let log = case.leasehold.log();
     probe.never_failed(&log);
     assert!(probe.users.len() >= 3, "{probe:?}\n{log}");
@@ -86,7 +86,7 @@ async fn bad_renew_statements() {
 
     let volume = case.volume();
     case.mounted(&volume, &case.database()).await;
-    let probe = case.probe(&volume, Duration::from_secs(32)).await;
+    let probe = case.probe(&volume, Duration::from_secs(26)).await;
     let log = case.leasehold.log();
     probe.never_failed(&log);
     let path = format!("database/creds/{}", case.name);
