@@ -21,6 +21,10 @@ use crate::{
 /// replaces it at four fifths of its life, so by then none will.
 const LAST_LOGIN: Duration = Duration::from_secs(30);
 
+/// How often it is looked whether the last request of a session that is given up has ended; each does, by its
+/// own time-out.
+const MINTING: Duration = Duration::from_millis(100);
+
 impl Lifecycle {
     /// Starts a login with the freshest token of the session's users.
     pub(super) fn login(&mut self, id: SessionId, lane: Lane, now: BootTime) {
@@ -510,7 +514,11 @@ impl Lifecycle {
                     self.forget_session(id);
                     return;
                 }
-                if at <= now && !blocked {
+                // A lease that is being made while its session is revoked may outlive both.
+                let minting = self.ops.values().any(|op| matches!(op, Op::Need(_, _, of) if *of == id));
+                if at <= now && !blocked && minting {
+                    self.delay_session(id, now + MINTING);
+                } else if at <= now && !blocked {
                     match self.admit(&address, None, now) {
                         Ok(()) => {
                             let op = self.perform(
