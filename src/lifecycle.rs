@@ -36,6 +36,10 @@ mod mounting;
 pub mod renewal;
 pub mod session;
 mod sessions;
+#[cfg(test)]
+mod simulator;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 pub mod volume;
 

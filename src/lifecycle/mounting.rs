@@ -28,6 +28,9 @@ pub(super) const REGRESSIONS_BELIEVED: u32 = 4;
 /// and by 2.2 s at most as measured.
 const ABSENT_TRIES: u32 = 4;
 
+/// A credential with less life than this left is not worth writing.
+const BRIEF: Duration = Duration::from_secs(5);
+
 impl Lifecycle {
     pub(super) fn mount(&mut self, mount: Mount, now: BootTime) {
         let key = mount.key.clone();
@@ -66,9 +69,11 @@ impl Lifecycle {
         volume.mounted = true;
         volume.grace_until = None;
         volume.hold_until = None;
+        let mut fresh = false;
         if let Ok((times, uid)) = &mount.token {
             // The kubelet repeats a token until it is due for a new one; an older one never replaces a newer.
-            if volume.token.is_none_or(|held| times.issued >= held.issued) {
+            fresh = volume.token.is_none_or(|held| times.issued > held.issued);
+            if fresh || volume.token.is_some_and(|held| times.issued == held.issued) {
                 volume.token = Some(*times);
             }
             volume.service_account_uid.clone_from(uid);
@@ -79,6 +84,9 @@ impl Lifecycle {
         }
         volume.last_mount = now;
         self.dirty_volumes.insert(key.clone());
+        if fresh {
+            self.token_came(&key, now);
+        }
         self.give_back_at_mount(&key, now);
         if self.volumes.get(&key).is_some_and(Volume::is_live) {
             self.mount_live(&key, mount, was_silent, now);
@@ -218,6 +226,12 @@ impl Lifecycle {
                 if matches!(need, Need::Got(dependency) if !dependency.has_side_effect()) {
                     *need = Need::Wanted;
                 }
+            }
+        }
+        // What was minted and then had to wait, for space or for a Mount, may have died meanwhile.
+        for need in attempt.needs.values_mut() {
+            if matches!(need, Need::Got(dependency) if dependency.ends().is_some_and(|ends| ends <= now + BRIEF)) {
+                *need = Need::Wanted;
             }
         }
         attempt.phase = Phase::Gathering;
@@ -879,6 +893,8 @@ impl Lifecycle {
         volume.grace_until = None;
         volume.rejected = None;
         let driver_written = volume.mode == Mode::DriverWritten;
+        let overlap = old.iter().flat_map(|old| old.dependencies.values()).map(|known| known.overlap).max();
+        let overlap = overlap.unwrap_or_default();
         self.actions.push_back(Action::Keep(plan, hold));
         match old {
             None => self.note(Some(key), Note::Mounted { objects }),
@@ -887,7 +903,7 @@ impl Lifecycle {
         self.dirty_volumes.insert(key.clone());
         self.dirty_sessions.insert(attempt.session);
         if !leased {
-            self.share(key, attempt.session, now);
+            self.share(key, attempt.session, overlap, now);
         }
         let session = self.volumes[key].installed.as_ref().map(|installed| installed.session);
         if let Some(session) = session {

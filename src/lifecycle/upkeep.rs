@@ -73,7 +73,7 @@ impl Lifecycle {
         };
         let mut dead = Vec::new();
         for dependency in installed.dependencies.values_mut() {
-            if !dependency.expiry_noted && dependency.ends().is_some_and(|ends| ends <= now) {
+            if !dependency.expiry_noted && dependency.dies().is_some_and(|ends| ends <= now) {
                 dependency.expiry_noted = true;
                 dead.push(dependency.request.path.to_string());
             }
@@ -555,7 +555,7 @@ fn silence_limit(volume: &Volume) -> Option<Duration> {
     watched.then(|| SILENCE.max(volume.mount_interval.saturating_mul(3)))
 }
 
-fn next_of_volume(volume: &Volume, now: BootTime) -> Option<BootTime> {
+pub(super) fn next_of_volume(volume: &Volume, now: BootTime) -> Option<BootTime> {
     let mut next: Option<BootTime> = None;
     let mut consider = |at: BootTime| next = Some(next.map_or(at, |next: BootTime| next.min(at)));
     if let Some(attempt) = &volume.attempt {
@@ -578,15 +578,17 @@ fn next_of_volume(volume: &Volume, now: BootTime) -> Option<BootTime> {
     if let Some(limit) = silence_limit(volume) {
         consider(volume.last_mount + limit);
     }
-    let installed = volume.installed.as_ref().filter(|_| kept_true(volume));
+    let kept_true = kept_true(volume);
+    let installed = volume.installed.as_ref();
     for dependency in installed.iter().flat_map(|installed| installed.dependencies.values()) {
-        if dependency.op.is_none()
+        if kept_true
+            && dependency.op.is_none()
             && let Some(decision) = dependency.decide()
         {
             consider(decision.at);
         }
         if !dependency.expiry_noted
-            && let Some(ends) = dependency.ends()
+            && let Some(ends) = dependency.dies()
         {
             consider(ends.max(now));
         }
