@@ -230,7 +230,8 @@ impl Lifecycle {
         }
         // What was minted and then had to wait, for space or for a Mount, may have died meanwhile.
         for need in attempt.needs.values_mut() {
-            if matches!(need, Need::Got(dependency) if dependency.ends().is_some_and(|ends| ends <= now + BRIEF)) {
+            if matches!(need, Need::Got(dependency) if dependency.ends().is_some_and(|ends| ends <= now + BRIEF))
+            {
                 *need = Need::Wanted;
             }
         }
@@ -313,6 +314,7 @@ impl Lifecycle {
             session_record.users.insert(key.clone());
             session_record.idle_since = None;
         }
+        self.retime_session(session, now);
         self.dirty_volumes.insert(key.clone());
         self.dirty_sessions.insert(session);
         if !matches!(
@@ -483,6 +485,7 @@ impl Lifecycle {
             record.users.insert(key.clone());
             record.idle_since = None;
         }
+        self.retime_session(session, now);
         self.dirty_sessions.insert(session);
         self.dirty_volumes.insert(key.clone());
         if Some(former) != installed_session && former != session {

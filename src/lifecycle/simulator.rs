@@ -25,8 +25,8 @@ use crate::{
     clock::BootTime,
     lifecycle::Event,
     spec::{
-        ApiPath, Connection, FileMode, LoginSpec, Object, ObjectPath, PodIdentity, ProviderName, SecretRequest,
-        TlsSpec, VolumeSpec, object::Method,
+        ApiPath, Connection, FileMode, LoginSpec, Object, ObjectPath, PodIdentity, ProviderName,
+        SecretRequest, TlsSpec, VolumeSpec, object::Method,
     },
     volume::{FailureKind, MountFailure, VolumeKey},
 };
@@ -237,8 +237,7 @@ impl World {
     }
 
     pub(crate) fn database(&mut self, path: &str, ttl: u64, max: u64) {
-        let engine =
-            Engine::Database { ttl: Duration::from_secs(ttl), max: Duration::from_secs(max) };
+        let engine = Engine::Database { ttl: Duration::from_secs(ttl), max: Duration::from_secs(max) };
         self.serve(path, engine);
     }
 
@@ -436,7 +435,10 @@ impl World {
         } else {
             outcome
         };
-        self.schedule(at.max(self.now), Happening::Answer { epoch, op, session, call: call.clone(), outcome });
+        self.schedule(
+            at.max(self.now),
+            Happening::Answer { epoch, op, session, call: call.clone(), outcome },
+        );
     }
 
     /// Moves what the node has to say into the world.
@@ -450,7 +452,13 @@ impl World {
                 self.audit.noted(&note);
             }
             for swap in std::mem::take(&mut self.node.swaps) {
-                self.say(|| format!("swap {} {:?}", short(&swap.key), swap.new.values().map(|v| &v.content).collect::<Vec<_>>()));
+                self.say(|| {
+                    format!(
+                        "swap {} {:?}",
+                        short(&swap.key),
+                        swap.new.values().map(|v| &v.content).collect::<Vec<_>>()
+                    )
+                });
                 audit::swapped(self, swap);
             }
             for (op, lane, call) in std::mem::take(&mut self.node.out) {
@@ -817,7 +825,8 @@ pub(crate) fn spec(account: usize, paths: &[&str]) -> Arc<VolumeSpec> {
             query: BTreeMap::new(),
             args: issue.then(|| "{\"common_name\":\"a\"}".to_owned()),
         };
-        let keys: &[&str] = if path.starts_with("database/creds") { &["username", "password"] } else { &["v"] };
+        let keys: &[&str] =
+            if path.starts_with("database/creds") { &["username", "password"] } else { &["v"] };
         for key in keys {
             objects.push(Object {
                 name: ObjectPath::parse(&format!("{}-{key}", path.replace('/', "-")))

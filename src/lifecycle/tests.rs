@@ -33,7 +33,9 @@ fn number(name: &str, default: u64) -> u64 {
 
 fn explain(seed: u64, error: &str) -> String {
     let (_, trace) = run_seed(seed, true);
-    format!("{trace}\nseed {seed}: {error}\nreplay: LEASEHOLD_SEED={seed} cargo test --lib simulator_replay -- --nocapture")
+    format!(
+        "{trace}\nseed {seed}: {error}\nreplay: LEASEHOLD_SEED={seed} cargo test --lib simulator_replay -- --nocapture"
+    )
 }
 
 #[test]
@@ -419,7 +421,11 @@ fn spc_change_revalidated() {
         world.fault(MINUTE * minute, Fault::Edit(index, edit));
     }
     run(&mut world, 19 * MINUTE);
-    assert_eq!((world.audit.note_count("edit-rejected"), files(&world, 0).len()), (1, 1), "the old files stay");
+    assert_eq!(
+        (world.audit.note_count("edit-rejected"), files(&world, 0).len()),
+        (1, 1),
+        "the old files stay"
+    );
     run(&mut world, 29 * MINUTE);
     assert_eq!(files(&world, 0).len(), 2);
     run(&mut world, 39 * MINUTE);
@@ -523,7 +529,8 @@ fn one_failing_object_blocks_no_other() {
     world.fault(20 * MINUTE, Fault::Write("secret/data/b".into()));
     run(&mut world, 3 * HOUR);
     for pod in 0..2 {
-        let newest = files(&world, pod).values().any(|value| matches!(value.content, Content::Kv { version: 2, .. }));
+        let newest =
+            files(&world, pod).values().any(|value| matches!(value.content, Content::Kv { version: 2, .. }));
         assert!(newest, "pod {pod}");
     }
     assert!(alive(&world, 0));

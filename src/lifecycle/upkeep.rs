@@ -113,6 +113,12 @@ impl Lifecycle {
         }
         let address = installed.spec.connection.address.clone();
         let session = installed.session;
+        if !self.sessions.contains_key(&session) {
+            // Policy had refused it and allows it again, and the attempt that followed came to nothing.
+            self.delay_dependency(key, id, now + 6 * BUSY);
+            self.hand_over_volume(key, "its session is gone", now);
+            return;
+        }
         let overdue = decision.step == Step::Renew
             && dependency.backoff.failures() > 0
             && self.servers.get(&address).is_none_or(|server| server.closed_until.is_none())
@@ -295,7 +301,11 @@ impl Lifecycle {
             self.delay_dependency(key, id, until);
             return;
         }
-        let op = self.perform(Op::Check(key.clone(), serial, id), lane, Request::Fetch { session, request });
+        let op = self.perform(
+            Op::Check(key.clone(), serial, id, session),
+            lane,
+            Request::Fetch { session, request },
+        );
         if lane == Lane::Background {
             self.probe(&address, op);
         }
@@ -332,16 +342,16 @@ impl Lifecycle {
     pub(super) fn check_answered(
         &mut self,
         op: OpId,
-        key: VolumeKey,
-        serial: u64,
+        (key, serial): (VolumeKey, u64),
         id: DependencyId,
+        session: SessionId,
         result: Result<Fetched, BackendError>,
         now: BootTime,
     ) {
-        let known = self.volumes.get(&key).filter(|volume| volume.serial == serial);
-        let Some(installed) = known.and_then(|volume| volume.installed.as_ref()) else { return };
-        let session = installed.session;
         self.observe(session, op, result.as_ref().err(), now);
+        if self.volumes.get(&key).is_none_or(|volume| volume.serial != serial) {
+            return;
+        }
         let Some(dependency) = self.installed_dependency(&key, id) else { return };
         if dependency.op != Some(op) {
             return;

@@ -47,12 +47,7 @@ pub(crate) struct Counts {
 
 impl Counts {
     pub(crate) const fn requests(&self) -> usize {
-        self.logins
-            + self.reads
-            + self.mints
-            + self.token_renewals
-            + self.lease_renewals
-            + self.revocations
+        self.logins + self.reads + self.mints + self.token_renewals + self.lease_renewals + self.revocations
     }
 
     pub(crate) fn count(&mut self, call: &Call) {
@@ -154,7 +149,7 @@ pub(crate) fn asked(world: &mut World, op: OpId, lane: Lane, call: &Call) {
     let outage = world.server.weather.outage();
     let what = match world.node.core.ops.get(&op) {
         Some(Op::Need(plan, id, session)) => format!("need {} {id:?} {session:?}", plan.key),
-        Some(Op::Check(key, _, id)) => format!("check {key} {id:?}"),
+        Some(Op::Check(key, _, id, _)) => format!("check {key} {id:?}"),
         Some(Op::RenewLease(_, _, _, lease)) => format!("renew {lease}"),
         Some(Op::RevokeLease(_, lease, _)) => format!("revoke {lease}"),
         Some(other) => format!("{other:?}"),
@@ -255,7 +250,9 @@ pub(crate) fn served(world: &mut World, call: &Call, outcome: &Outcome) {
                 && world.server.leases.get(&lease).is_some_and(|lease| lease.ends > now)
                 && !matches!(world.server.lease_death(lease, now), Some((at, _)) if at < now)
             {
-                world.audit.broke(|| format!("make before break: {call:?} took lease {lease} of {}", pod.key));
+                world
+                    .audit
+                    .broke(|| format!("make before break: {call:?} took lease {lease} of {}", pod.key));
             }
         }
         for lease in &gone {
@@ -334,9 +331,8 @@ pub(crate) fn walk(world: &mut World) {
         world.audit.broke(|| broken);
     }
     let now = world.now;
-    let old = |dead: Option<(BootTime, Cause)>, ends: BootTime| {
-        dead.map_or(ends, |(at, _)| at) + HOUR * 24 < now
-    };
+    let old =
+        |dead: Option<(BootTime, Cause)>, ends: BootTime| dead.map_or(ends, |(at, _)| at) + HOUR * 24 < now;
     world.server.leases.retain(|_, lease| !old(lease.dead, lease.ends));
     world.server.tokens.retain(|_, token| !old(token.dead, token.ends));
 }
@@ -358,6 +354,7 @@ fn stuck(world: &World) -> Option<String> {
             }
         }
         if let Some(installed) = &volume.installed
+            && volume.attempt.is_none()
             && volume.refused.is_none()
             && !volume.silent
         {
@@ -378,10 +375,12 @@ fn stuck(world: &World) -> Option<String> {
         };
         match attempt.phase {
             Phase::Gathering => {
-                let reads = attempt.needs.values().any(
-                    |need| matches!(need, Need::InFlight(op) if core.ops.contains_key(op)),
-                );
-                let logs_in = matches!(session.state, SessionState::New(Some(op)) if core.ops.contains_key(&op));
+                let reads = attempt
+                    .needs
+                    .values()
+                    .any(|need| matches!(need, Need::InFlight(op) if core.ops.contains_key(op)));
+                let logs_in =
+                    matches!(session.state, SessionState::New(Some(op)) if core.ops.contains_key(&op));
                 // Another login for the identity is on its way, or has its time.
                 let succeeds = session.succeeds.is_some()
                     && core.timers.contains_key(&TimerKey::Session(attempt.session));
@@ -419,9 +418,10 @@ fn stuck(world: &World) -> Option<String> {
             return Some(format!("I8: {id:?} waits for a login that is gone"));
         }
         if session.is_live() && session.users.is_empty() && session.idle_since.is_none() {
-            let retired = core.volumes.values().any(|volume| {
-                volume.retired.contains(&crate::lifecycle::volume::Retired::Session(*id))
-            });
+            let retired = core
+                .volumes
+                .values()
+                .any(|volume| volume.retired.contains(&crate::lifecycle::volume::Retired::Session(*id)));
             if !retired {
                 return Some(format!("I8: live {id:?} has no user and no end"));
             }
@@ -465,13 +465,17 @@ fn leaked(world: &World) -> Option<String> {
     let mut known: BTreeSet<u64> = BTreeSet::new();
     for volume in core.volumes.values() {
         let installed = volume.installed.iter().flat_map(|installed| installed.dependencies.values());
-        let got = volume.attempt.iter().flat_map(|attempt| attempt.needs.values()).filter_map(|need| match need {
-            Need::Got(dependency) => Some(&**dependency),
-            _ => None,
-        });
-        known.extend(installed.chain(got).filter_map(|dependency| dependency.lease.as_ref()).map(
-            |(lease, _)| Server::lease_number(lease),
-        ));
+        let got =
+            volume.attempt.iter().flat_map(|attempt| attempt.needs.values()).filter_map(|need| match need {
+                Need::Got(dependency) => Some(&**dependency),
+                _ => None,
+            });
+        known.extend(
+            installed
+                .chain(got)
+                .filter_map(|dependency| dependency.lease.as_ref())
+                .map(|(lease, _)| Server::lease_number(lease)),
+        );
         known.extend(volume.retired.iter().filter_map(|retired| match retired {
             crate::lifecycle::volume::Retired::Lease(_, lease, _) => Some(Server::lease_number(lease)),
             crate::lifecycle::volume::Retired::Session(_) => None,
@@ -497,8 +501,12 @@ fn leaked(world: &World) -> Option<String> {
             .get(&lease.token)
             .and_then(|session| core.sessions.get(session))
             .is_some_and(|session| matches!(session.state, SessionState::Retiring(_)));
-        let orphan = lease.orphan
-            || world.server.tokens.get(&lease.token).is_some_and(|token| token.orphan);
+        let retired = held.get(&lease.token).is_some_and(|id| {
+            let session = crate::lifecycle::volume::Retired::Session(*id);
+            core.volumes.values().any(|volume| volume.retired.contains(&session))
+        });
+        let retiring = retiring || retired;
+        let orphan = lease.orphan || world.server.tokens.get(&lease.token).is_some_and(|token| token.orphan);
         if !orphan && settled(lease.created) && !retiring && !known.contains(id) {
             return Some(format!("I3: lease {id} of {} is known to nobody", lease.path));
         }
@@ -543,7 +551,10 @@ pub(crate) fn converged(world: &World) -> Result<(), String> {
                     }
                 }
                 (Content::Certificate { ends, .. }, _) if *ends <= now => return stale("a dead certificate"),
-                (Content::Password(password), super::server::Engine::Static { password: now_is, rotated, period }) => {
+                (
+                    Content::Password(password),
+                    super::server::Engine::Static { password: now_is, rotated, period },
+                ) => {
                     let elapsed = now.since(*rotated).as_millis() / period.as_millis();
                     if elapsed == 0 && now.since(*rotated) > Duration::from_secs(60) && password != now_is {
                         return stale("an old password");

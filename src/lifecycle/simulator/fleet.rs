@@ -411,7 +411,8 @@ impl Load {
     pub(crate) fn table(&self, nodes: usize) -> String {
         let scale = nodes as f64 / 5000.0;
         let per_second = |count: usize| count as f64 / self.steady_seconds;
-        let mut text = format!("{:<34}{:>12}{:>12}\n", "per second, whole fleet, steady", "simulated", "target");
+        let mut text =
+            format!("{:<34}{:>12}{:>12}\n", "per second, whole fleet, steady", "simulated", "target");
         for (name, seen, target) in [
             ("KV reads", per_second(self.steady.reads), 600.0),
             ("logins", per_second(self.steady.logins), 0.0),

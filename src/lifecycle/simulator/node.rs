@@ -301,11 +301,8 @@ impl Node {
         for key in dirty.volumes {
             match self.core.volumes().get(&key) {
                 Some(volume) => {
-                    let record = (
-                        volume.clone(),
-                        self.identities.get(&key).copied(),
-                        self.tokens.get(&key).copied(),
-                    );
+                    let record =
+                        (volume.clone(), self.identities.get(&key).copied(), self.tokens.get(&key).copied());
                     journal.volumes.insert(key, record);
                 }
                 None => {
@@ -334,8 +331,10 @@ impl Node {
                 self.feed(Event::Swapped(plan, outcome), now);
             }
             Action::Answer { calls, answer, deliver, report, .. } => {
-                let files =
-                    deliver.as_ref().and_then(|plan| self.plans.get(plan)).and_then(|held| held.rendered.clone());
+                let files = deliver
+                    .as_ref()
+                    .and_then(|plan| self.plans.get(plan))
+                    .and_then(|held| held.rendered.clone());
                 let mut delivered = false;
                 for call in calls {
                     if self.calls.remove(&call) {
@@ -394,9 +393,7 @@ impl Node {
             Request::RenewLease(id, lease) => held(&id)
                 .map(|token| Call::RenewLease(token, lease))
                 .ok_or_else(|| Outcome::Renewed(Err(gone()))),
-            Request::RevokeSession(id) => {
-                held(&id).map(Call::RevokeSession).ok_or(Outcome::Revoked(Ok(())))
-            }
+            Request::RevokeSession(id) => held(&id).map(Call::RevokeSession).ok_or(Outcome::Revoked(Ok(()))),
             Request::RevokeLease(id, lease) => {
                 held(&id).map(|token| Call::RevokeLease(token, lease)).ok_or(Outcome::Revoked(Ok(())))
             }
@@ -419,7 +416,8 @@ impl Node {
         }
         let ids: BTreeSet<DependencyId> = spec.requests().into_keys().collect();
         if let Some(missing) = ids.iter().find(|id| !values.contains_key(id)) {
-            self.defect = Some(format!("{}: value {missing:?} of a plan is not held at its render", plan.key));
+            self.defect =
+                Some(format!("{}: value {missing:?} of a plan is not held at its render", plan.key));
             return Err("a value is missing".into());
         }
         values.retain(|id, _| ids.contains(id));

@@ -33,8 +33,11 @@ pub(crate) fn day(world: &mut World, seed: u64) -> Result<Summary, String> {
             may_revoke: below(2) == 0,
             shareable: below(5) > 0,
         });
-        for path in [format!("secret/data/sa{account}-0"), format!("secret/data/sa{account}-1"), format!("kv/sa{account}")]
-        {
+        for path in [
+            format!("secret/data/sa{account}-0"),
+            format!("secret/data/sa{account}-1"),
+            format!("kv/sa{account}"),
+        ] {
             world.kv(&path);
             if let Some(endpoint) = world.server.endpoints.get_mut(&path) {
                 endpoint.owner = Some(account);
@@ -45,7 +48,8 @@ pub(crate) fn day(world: &mut World, seed: u64) -> Result<Summary, String> {
     world.database("database/creds/short", 600, 2400);
     world.database("database/creds/long", 6 * 3600, 48 * 3600);
     for (name, period) in [("quick", 120), ("slow", 3600)] {
-        let engine = Engine::Static { period: Duration::from_secs(period), rotated: at(Duration::ZERO), password: 1 };
+        let engine =
+            Engine::Static { period: Duration::from_secs(period), rotated: at(Duration::ZERO), password: 1 };
         world.serve(&format!("database/static-creds/{name}"), engine);
     }
     world.serve("pki/issue/leased", Engine::Pki { ttl: 6 * HOUR, leased: true });

@@ -71,9 +71,19 @@ pub(crate) enum Engine {
         /// When each version was written.
         writes: Vec<BootTime>,
     },
-    Database { ttl: Duration, max: Duration },
-    Static { period: Duration, rotated: BootTime, password: u64 },
-    Pki { ttl: Duration, leased: bool },
+    Database {
+        ttl: Duration,
+        max: Duration,
+    },
+    Static {
+        period: Duration,
+        rotated: BootTime,
+        password: u64,
+    },
+    Pki {
+        ttl: Duration,
+        leased: bool,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -415,13 +425,8 @@ impl Server {
         if endpoint.deleted {
             return Err(error(FailureClass::NotFound));
         }
-        let mut answer = Fetched {
-            digest: Digest([0; 16]),
-            lease: None,
-            lifetime: None,
-            kv_version: None,
-            since: sent,
-        };
+        let mut answer =
+            Fetched { digest: Digest([0; 16]), lease: None, lifetime: None, kv_version: None, since: sent };
         let content = match &mut endpoint.engine {
             Engine::Kv { versioned, writes } => {
                 let lag = u64::try_from(lag.as_millis()).unwrap_or(0);
