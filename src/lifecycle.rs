@@ -36,6 +36,10 @@ mod mounting;
 pub mod renewal;
 pub mod session;
 mod sessions;
+#[cfg(test)]
+mod simulator;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 pub mod volume;
 
@@ -67,8 +71,9 @@ enum Op {
     Login(SessionId),
     /// For a plan.
     Need(PlanId, DependencyId, SessionId),
-    /// A check of an installed answer.
-    Check(VolumeKey, u64, DependencyId),
+    /// A check of an installed answer, in the session it was made in: by the time it is answered the volume
+    /// may live in another.
+    Check(VolumeKey, u64, DependencyId, SessionId),
     RenewSession(SessionId),
     RenewLease(VolumeKey, u64, DependencyId, String),
     RevokeSession(SessionId),
@@ -163,8 +168,8 @@ impl Lifecycle {
                     self.observe(session, op, result.as_ref().err(), now);
                     self.need_answered(op, plan, dependency, session, result, now);
                 }
-                Some(Op::Check(key, serial, dependency)) => {
-                    self.check_answered(op, key, serial, dependency, result, now);
+                Some(Op::Check(key, serial, dependency, session)) => {
+                    self.check_answered(op, (key, serial), dependency, session, result, now);
                 }
                 _ => {}
             },

@@ -76,15 +76,12 @@ impl Lifecycle {
     }
 
     fn notice_expiry(&mut self, key: &VolumeKey, now: BootTime) {
-        let session_ends = self.session_ends(key);
         let Some(installed) = self.volumes.get_mut(key).and_then(|volume| volume.installed.as_mut()) else {
             return;
         };
         let mut dead = Vec::new();
         for dependency in installed.dependencies.values_mut() {
-            let with_session = session_ends.filter(|_| dependency.lease.is_some());
-            let ends = dependency.ends().into_iter().chain(with_session).min();
-            if !dependency.expiry_noted && ends.is_some_and(|ends| ends <= now) {
+            if !dependency.expiry_noted && dependency.dies().is_some_and(|ends| ends <= now) {
                 dependency.expiry_noted = true;
                 dead.push(dependency.request.path.to_string());
             }
@@ -92,13 +89,6 @@ impl Lifecycle {
         for path in dead {
             self.note(Some(key), Note::Expired(path));
         }
-    }
-
-    /// When a volume's leases end whatever they were granted: with the session that made them.
-    fn session_ends(&self, key: &VolumeKey) -> Option<BootTime> {
-        let installed = self.volumes.get(key)?.installed.as_ref()?;
-        let term = self.sessions.get(&installed.session)?.term?;
-        (!term.ttl.is_zero()).then(|| term.ends())
     }
 
     fn due_dependencies(&self, key: &VolumeKey, now: BootTime) -> Vec<DependencyId> {
@@ -131,6 +121,12 @@ impl Lifecycle {
         }
         let address = installed.spec.connection.address.clone();
         let session = installed.session;
+        if !self.sessions.contains_key(&session) {
+            // Policy had refused it and allows it again, and the attempt that followed came to nothing.
+            self.delay_dependency(key, id, now + 6 * BUSY);
+            self.hand_over_volume(key, "its session is gone", now);
+            return;
+        }
         let overdue = decision.step == Step::Renew
             && dependency.backoff.failures() > 0
             && self.servers.get(&address).is_none_or(|server| server.closed_until.is_none())
@@ -312,7 +308,11 @@ impl Lifecycle {
             self.delay_dependency(key, id, until);
             return;
         }
-        let op = self.perform(Op::Check(key.clone(), serial, id), lane, Request::Fetch { session, request });
+        let op = self.perform(
+            Op::Check(key.clone(), serial, id, session),
+            lane,
+            Request::Fetch { session, request },
+        );
         if lane == Lane::Background {
             self.probe(&address, op);
         }
@@ -349,16 +349,16 @@ impl Lifecycle {
     pub(super) fn check_answered(
         &mut self,
         op: OpId,
-        key: VolumeKey,
-        serial: u64,
+        (key, serial): (VolumeKey, u64),
         id: DependencyId,
+        session: SessionId,
         result: Result<Fetched, BackendError>,
         now: BootTime,
     ) {
-        let known = self.volumes.get(&key).filter(|volume| volume.serial == serial);
-        let Some(installed) = known.and_then(|volume| volume.installed.as_ref()) else { return };
-        let session = installed.session;
         self.observe(session, op, result.as_ref().err(), now);
+        if self.volumes.get(&key).is_none_or(|volume| volume.serial != serial) {
+            return;
+        }
         let Some(dependency) = self.installed_dependency(&key, id) else { return };
         if dependency.op != Some(op) {
             return;
@@ -533,14 +533,7 @@ impl Lifecycle {
     }
 
     pub(super) fn retime_volume(&mut self, key: &VolumeKey, now: BootTime) {
-        let volume = self.volumes.get(key);
-        let at = volume.and_then(|volume| next_of_volume(volume, now));
-        let unnoted = volume.and_then(|volume| volume.installed.as_ref()).is_some_and(|installed| {
-            let mut known = installed.dependencies.values();
-            known.any(|known| known.lease.is_some() && !known.expiry_noted)
-        });
-        let ends = self.session_ends(key).filter(|_| unnoted);
-        let at = at.into_iter().chain(ends.map(|ends| ends.max(now))).min();
+        let at = self.volumes.get(key).and_then(|volume| next_of_volume(volume, now));
         self.set_timer(TimerKey::Volume(key.clone()), at);
     }
 
@@ -579,7 +572,7 @@ fn silence_limit(volume: &Volume) -> Option<Duration> {
     watched.then(|| SILENCE.max(volume.mount_interval.saturating_mul(3)))
 }
 
-fn next_of_volume(volume: &Volume, now: BootTime) -> Option<BootTime> {
+pub(super) fn next_of_volume(volume: &Volume, now: BootTime) -> Option<BootTime> {
     let mut next: Option<BootTime> = None;
     let mut consider = |at: BootTime| next = Some(next.map_or(at, |next: BootTime| next.min(at)));
     if let Some(attempt) = &volume.attempt {
@@ -602,15 +595,17 @@ fn next_of_volume(volume: &Volume, now: BootTime) -> Option<BootTime> {
     if let Some(limit) = silence_limit(volume) {
         consider(volume.last_mount + limit);
     }
-    let installed = volume.installed.as_ref().filter(|_| kept_true(volume));
+    let kept_true = kept_true(volume);
+    let installed = volume.installed.as_ref();
     for dependency in installed.iter().flat_map(|installed| installed.dependencies.values()) {
-        if dependency.op.is_none()
+        if kept_true
+            && dependency.op.is_none()
             && let Some(decision) = dependency.decide()
         {
             consider(decision.at);
         }
         if !dependency.expiry_noted
-            && let Some(ends) = dependency.ends()
+            && let Some(ends) = dependency.dies()
         {
             consider(ends.max(now));
         }
