@@ -836,6 +836,10 @@ impl Lifecycle {
                 );
                 self.answer_all(&key, failure);
             }
+            SwapOutcome::Gone if live => {
+                self.unmounted(&key, now);
+                return;
+            }
             SwapOutcome::Gone => {
                 volume.mounted = false;
                 attempt.phase = Phase::Waiting(None);

@@ -1,8 +1,9 @@
 //! A server that is sealed or away: files stay, leases live on, what is owed is paid later.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use hyper::body::Bytes;
+use tokio::sync::Semaphore;
 
 use crate::{
     case::{Ground, Setup},
@@ -83,6 +84,27 @@ async fn revoke_on_unmount() {
     case.login(&abandoned).await.expect("what nobody revokes lives on");
     case.admin.write("sys/leases/revoke", serde_json::json!({"lease_id": lease, "sync": true})).await;
     case.nothing_left(SOON).await;
+}
+
+/// Unmounted in the moment of a rewrite: the writer finds the mount gone before the mount table is looked at.
+#[tokio::test]
+async fn unmount_in_the_moment_of_a_rewrite_is_an_unmount() {
+    let case = Setup::new("moment").start().await;
+    case.put("note", "one").await;
+    let volume = case.volume();
+    case.mounted(&volume, &(case.database() + &case.kv("note"))).await;
+    case.put("note", "two").await;
+    case.proxy.forget();
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    case.proxy.rule(move |seen| {
+        if seen.path.starts_with("secret/") { Fault::Hold(Arc::clone(&held)) } else { Fault::Pass }
+    });
+    case.until("the change is on its way", SOON, async || (case.proxy.count() >= 1).then_some(())).await;
+    case.unmount(&volume);
+    gate.add_permits(100);
+    case.nothing_left(SOON).await;
+    assert_eq!(case.logins(), 0, "{}", case.leasehold.log());
 }
 
 /// Unmounted while the server is away, and killed while it is: the debt is on record and paid later.
