@@ -77,13 +77,14 @@ impl Lifecycle {
         }
     }
 
+    // By its end, not its age: so the choice changes with the tokens held only, never with time alone.
     fn freshest_token(&self, session: &Session, now: BootTime) -> Option<(VolumeKey, TokenTimes)> {
         session
             .users
             .iter()
             .filter_map(|key| Some((key.clone(), self.volumes.get(key)?.token?)))
             .filter(|(_, token)| token.usable(now))
-            .max_by_key(|(_, token)| token.issued)
+            .max_by_key(|(_, token)| token.expires.unwrap_or(BootTime::from_millis(u64::MAX)))
     }
 
     pub(super) fn logged_in(
@@ -243,6 +244,7 @@ impl Lifecycle {
         record.users.remove(key);
         self.dirty_sessions.insert(id);
         if !record.users.is_empty() {
+            self.retime_session(id, now);
             return;
         }
         if record.shared {

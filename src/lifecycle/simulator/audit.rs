@@ -507,7 +507,9 @@ fn leaked(world: &World) -> Option<String> {
         });
         let retiring = retiring || retired;
         let orphan = lease.orphan || world.server.tokens.get(&lease.token).is_some_and(|token| token.orphan);
-        if !orphan && settled(lease.created) && !retiring && !known.contains(id) {
+        // What ends within the overlap is not worth a revocation.
+        let brief = lease.ends <= now + OVERLAP + SECOND;
+        if !orphan && !brief && settled(lease.created) && !retiring && !known.contains(id) {
             return Some(format!("I3: lease {id} of {} is known to nobody", lease.path));
         }
     }
@@ -585,10 +587,4 @@ pub(crate) fn drained(world: &World) -> Result<(), String> {
         return Err(format!("the core still holds {} volumes, sessions {left:?}", core.volumes.len()));
     }
     Ok(())
-}
-
-/// A pod got its files for the first time.
-pub(crate) fn started(world: &mut World, pod: usize) {
-    let took = world.now.since(world.pods[pod].started_at);
-    let _ = took;
 }
