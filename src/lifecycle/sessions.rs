@@ -54,7 +54,7 @@ impl Lifecycle {
         }
     }
 
-    /// A Mount brought a newer ServiceAccount token: what waited for one goes on, and what was planned by the
+    /// A Mount came after a silence, or brought a newer ServiceAccount token: what waited for one goes on, and what was planned by the
     /// end of the former is planned anew.
     pub(super) fn token_came(&mut self, key: &VolumeKey, now: BootTime) {
         let mut ids: Vec<SessionId> = Vec::new();
@@ -277,12 +277,14 @@ impl Lifecycle {
                     let identity = record.identity.clone();
                     self.shared.remove(&identity);
                 }
-                self.set_timer(TimerKey::Session(id), Some(at));
+                // A session that is dead by then is not kept for its overlap.
+                let due = self.next_of_session(id, at);
+                self.set_timer(TimerKey::Session(id), due);
             }
             SessionState::Retiring(former) => {
                 record.state = SessionState::Retiring(former.min(at));
-                let at = record.wait_until.map_or(former.min(at), |until| until.max(former.min(at)));
-                self.set_timer(TimerKey::Session(id), Some(at));
+                let due = self.next_of_session(id, at);
+                self.set_timer(TimerKey::Session(id), due);
             }
         }
     }

@@ -407,7 +407,7 @@ fn stuck(world: &World) -> Option<String> {
         let timer = core.timers.get(&TimerKey::Session(*id));
         let wanted = core.next_of_session(*id, now);
         if wanted.is_some_and(|wanted| timer.is_none_or(|timer| *timer > wanted.max(now))) {
-            return Some(format!("I8: {id:?} is due at {wanted:?} and woken at {timer:?}"));
+            return Some(format!("I8: {id:?} is due at {wanted:?} and woken at {timer:?}: {session:?}"));
         }
         if !flies(&session.op) {
             return Some(format!("I8: {id:?} waits for {:?}, which is gone", session.op));
