@@ -42,7 +42,7 @@ soak: setup
 	cargo test --locked --all-targets -- --ignored soak_
 
 simulate:
-	cargo test --locked --lib -- --include-ignored simulat
+	LEASEHOLD_SEEDS=$${LEASEHOLD_SEEDS:-20000} cargo test --locked --release --lib -- --include-ignored --nocapture simulat
 
 check-deploy:
 	@scripts/check-deploy

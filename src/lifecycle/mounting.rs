@@ -87,7 +87,7 @@ impl Lifecycle {
         }
         volume.last_mount = now;
         self.dirty_volumes.insert(key.clone());
-        if fresh {
+        if fresh || was_silent {
             self.token_came(&key, now);
         }
         self.give_back_at_mount(&key, now);

@@ -58,7 +58,7 @@ impl Lifecycle {
         }
     }
 
-    /// A Mount brought a newer ServiceAccount token: what waited for one goes on, and what was planned by the
+    /// A Mount came after a silence, or brought a newer ServiceAccount token: what waited for one goes on, and what was planned by the
     /// end of the former is planned anew.
     pub(super) fn token_came(&mut self, key: &VolumeKey, now: BootTime) {
         let mut ids: Vec<SessionId> = Vec::new();
@@ -81,13 +81,14 @@ impl Lifecycle {
         }
     }
 
+    // By its end, not its age: so the choice changes with the tokens held only, never with time alone.
     fn freshest_token(&self, session: &Session, now: BootTime) -> Option<(VolumeKey, TokenTimes)> {
         session
             .users
             .iter()
             .filter_map(|key| Some((key.clone(), self.volumes.get(key)?.token?)))
             .filter(|(_, token)| token.usable(now))
-            .max_by_key(|(_, token)| token.issued)
+            .max_by_key(|(_, token)| token.expires.unwrap_or(BootTime::from_millis(u64::MAX)))
     }
 
     pub(super) fn logged_in(
@@ -254,6 +255,7 @@ impl Lifecycle {
         record.users.remove(key);
         self.dirty_sessions.insert(id);
         if !record.users.is_empty() {
+            self.retime_session(id, now);
             return;
         }
         if record.shared {
@@ -286,12 +288,14 @@ impl Lifecycle {
                     let identity = record.identity.clone();
                     self.shared.remove(&identity);
                 }
-                self.set_timer(TimerKey::Session(id), Some(at));
+                // A session that is dead by then is not kept for its overlap.
+                let due = self.next_of_session(id, at);
+                self.set_timer(TimerKey::Session(id), due);
             }
             SessionState::Retiring(former) => {
                 record.state = SessionState::Retiring(former.min(at));
-                let at = record.wait_until.map_or(former.min(at), |until| until.max(former.min(at)));
-                self.set_timer(TimerKey::Session(id), Some(at));
+                let due = self.next_of_session(id, at);
+                self.set_timer(TimerKey::Session(id), due);
             }
         }
     }

@@ -510,7 +510,6 @@ impl World {
                     self.pods[pod].state = PodState::Running;
                     self.pods[pod].failures = 0;
                     self.pods[pod].mounted_at = Some(self.now);
-                    audit::started(self, pod);
                     if let Some(interval) = self.pods[pod].interval {
                         let jitter = self.random.scale(interval, 900, 1100);
                         self.again(pod, jitter);

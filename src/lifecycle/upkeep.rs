@@ -115,12 +115,14 @@ impl Lifecycle {
         let Some(installed) = &volume.installed else { return };
         let Some(dependency) = installed.dependencies.get(&id) else { return };
         let Some(decision) = dependency.decide() else { return };
-        if volume.attempt.is_some() {
+        // An attempt that fails for long, such as an edit that names nothing, must not let a lease die.
+        if volume.attempt.is_some() && decision.step != Step::Renew {
             self.delay_dependency(key, id, now + BUSY);
             return;
         }
         let address = installed.spec.connection.address.clone();
         let session = installed.session;
+        let busy = volume.attempt.is_some();
         if !self.sessions.contains_key(&session) {
             // Policy had refused it and allows it again, and the attempt that followed came to nothing.
             self.delay_dependency(key, id, now + 6 * BUSY);
@@ -136,6 +138,7 @@ impl Lifecycle {
                 .is_some_and(|(_, term)| now >= replace_by(*term, dependency.overlap));
         match decision.step {
             Step::Renew if !overdue => self.renew_lease(key, id, session, &address, now),
+            Step::Renew if busy => self.delay_dependency(key, id, now + BUSY),
             Step::Renew => self.replace(key, id, "renewing it kept failing", now),
             Step::Replace => self.replace(key, id, decision.why, now),
             Step::Check => self.check(key, id, Lane::Background, now),

@@ -407,7 +407,7 @@ fn stuck(world: &World) -> Option<String> {
         let timer = core.timers.get(&TimerKey::Session(*id));
         let wanted = core.next_of_session(*id, now);
         if wanted.is_some_and(|wanted| timer.is_none_or(|timer| *timer > wanted.max(now))) {
-            return Some(format!("I8: {id:?} is due at {wanted:?} and woken at {timer:?}"));
+            return Some(format!("I8: {id:?} is due at {wanted:?} and woken at {timer:?}: {session:?}"));
         }
         if !flies(&session.op) {
             return Some(format!("I8: {id:?} waits for {:?}, which is gone", session.op));
@@ -507,7 +507,9 @@ fn leaked(world: &World) -> Option<String> {
         });
         let retiring = retiring || retired;
         let orphan = lease.orphan || world.server.tokens.get(&lease.token).is_some_and(|token| token.orphan);
-        if !orphan && settled(lease.created) && !retiring && !known.contains(id) {
+        // What ends within the overlap is not worth a revocation.
+        let brief = lease.ends <= now + OVERLAP + SECOND;
+        if !orphan && !brief && settled(lease.created) && !retiring && !known.contains(id) {
             return Some(format!("I3: lease {id} of {} is known to nobody", lease.path));
         }
     }
@@ -585,10 +587,4 @@ pub(crate) fn drained(world: &World) -> Result<(), String> {
         return Err(format!("the core still holds {} volumes, sessions {left:?}", core.volumes.len()));
     }
     Ok(())
-}
-
-/// A pod got its files for the first time.
-pub(crate) fn started(world: &mut World, pod: usize) {
-    let took = world.now.since(world.pods[pod].started_at);
-    let _ = took;
 }

@@ -118,6 +118,10 @@ pub(crate) fn simulate(shape: Shape) -> Load {
     load.tokens = fleet.server.live_tokens(fleet.now).count();
     load.leases = fleet.server.live_leases(fleet.now).count();
 
+    if shape.outage.is_zero() {
+        load.converged = fleet.healthy();
+        return load;
+    }
     fleet.server.weather.down = true;
     let back = fleet.now + shape.outage;
     fleet.run(fleet.now + 10 * MINUTE);
