@@ -24,7 +24,8 @@ demo: setup
 	@cargo run -q --locked --example demo
 
 test: setup
-	cargo test --locked --all-targets
+	# Most tests wait for something real, so more run at once than there are cores. Benchmarks are not run.
+	RUST_TEST_THREADS=4 cargo test --locked --lib --bins --tests
 	cargo test --locked --doc
 
 lint:
