@@ -122,7 +122,6 @@ pub(crate) struct Pod {
     /// Stale kubelet timers are ignored.
     turn: u64,
     pub(crate) mounted_at: Option<BootTime>,
-    pub(crate) started_at: BootTime,
     calls: u32,
 }
 
@@ -269,7 +268,6 @@ impl World {
             twice: false,
             turn: 0,
             mounted_at: None,
-            started_at: at(wishes.start),
             calls: 0,
         });
         self.schedule(at(wishes.start), Happening::Kubelet(index, 0));
