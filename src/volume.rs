@@ -15,8 +15,10 @@ use crate::{
 };
 
 mod execute;
+mod gauges;
 mod holdings;
 mod journal;
+mod queue;
 mod report;
 mod worker;
 

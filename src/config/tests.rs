@@ -65,6 +65,16 @@ fn flags_win_over_variables_and_openbao_falls_back_to_vault() {
             }
         }
     }
+    for (flag, other) in
+        [("-vault-addr=https://v", ProviderName::Openbao), ("-openbao-addr=https://v", ProviderName::Vault)]
+    {
+        let config = resolve(flag, "").unwrap();
+        assert_eq!(
+            config.defaults[&other].address.as_deref(),
+            Some("https://v"),
+            "one server serves both names"
+        );
+    }
     let config = resolve("-vault-mount=a/b --openbao-mount=c", "VAULT_MOUNT=x").unwrap();
     assert_eq!(config.defaults[&ProviderName::Leasehold].auth_mount, "a/b");
     assert_eq!(config.defaults[&ProviderName::Openbao].auth_mount, "c");

@@ -282,9 +282,16 @@ pub enum Note {
     /// The volume is gone.
     Unmounted,
     /// No Mount came for long: a driver-written volume is let expire.
-    Silent(Duration),
+    Silent {
+        /// How long none came.
+        after: Duration,
+        /// Until the first of its credentials dies, if any does.
+        dies: Option<Duration>,
+    },
     /// A granted TTL is so long that a node's reboot leaves orphans for as long.
     LongTtl(Duration),
+    /// The role grants tokens that nobody can revoke.
+    Unrevocable,
 }
 
 impl Note {
@@ -301,8 +308,9 @@ impl Note {
             Self::LeftToExpire { .. } => "left-to-expire",
             Self::Expired(_) => "expired",
             Self::Unmounted => "unmounted",
-            Self::Silent(_) => "silent",
+            Self::Silent { .. } => "silent",
             Self::LongTtl(_) => "long-ttl",
+            Self::Unrevocable => "unrevocable",
         }
     }
 }
@@ -330,10 +338,21 @@ impl fmt::Display for Note {
             }
             Self::Expired(what) => write!(f, "expired: {what}"),
             Self::Unmounted => f.write_str("unmounted"),
-            Self::Silent(after) => write!(
-                f,
-                "no Mount for {}s: a driver-written volume shows no unmount, so its session is no longer renewed",
-                after.as_secs()
+            Self::Silent { after, dies } => {
+                write!(
+                    f,
+                    "no Mount for {}s: a driver-written volume shows no unmount, so its session is no longer \
+                     renewed (is enableSecretRotation on in the driver?)",
+                    after.as_secs()
+                )?;
+                match dies {
+                    Some(dies) => write!(f, "; its credentials die in {}s", dies.as_secs()),
+                    None => Ok(()),
+                }
+            }
+            Self::Unrevocable => f.write_str(
+                "the role grants batch tokens: what is made with them cannot be given back at unmount and lives to \
+                 its TTL; set token_type to service on the role, or keep token_ttl short",
             ),
             Self::LongTtl(ttl) => write!(
                 f,

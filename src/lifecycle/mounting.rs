@@ -20,6 +20,9 @@ use crate::{
     volume::{FailureKind, MountFailure, VolumeKey},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// A lower KV version seen this often in a row is a restore from a snapshot, not a standby that lags: the
 /// longest lag measured was 2.2 s.
 pub(super) const REGRESSIONS_BELIEVED: u32 = 4;
@@ -335,8 +338,14 @@ impl Lifecycle {
             && session.identity == identity
         {
             let requests = spec.requests();
+            // What is made again goes with its session: whether a lease can be revoked alone is up to policy.
+            let held = installed
+                .dependencies
+                .iter()
+                .all(|(id, known)| known.held || known.lease.is_none() || !requests.contains_key(id));
             let serves = match reason {
-                Reason::Changed | Reason::Replace(_) | Reason::Repair => true,
+                Reason::Replace(_) => true,
+                Reason::Changed | Reason::Repair => held,
                 Reason::Mount | Reason::HandOver(_) => false,
                 // A lease that the edit drops and that cannot be revoked alone goes with its session.
                 Reason::Edit => {
@@ -344,7 +353,7 @@ impl Lifecycle {
                         .dependencies
                         .iter()
                         .any(|(id, known)| known.lease.is_some() && !requests.contains_key(id));
-                    !(drops && self.facts.revoke_denied.contains(&identity))
+                    held && !(drops && self.facts.revoke_denied.contains(&identity))
                 }
             };
             let fits =
@@ -398,13 +407,14 @@ impl Lifecycle {
             }
             return;
         }
+        let ends = installed_ends(volume);
         let Some(record) = self.sessions.get(&session) else { return };
         let address = record.identity.connection.address.clone();
         match record.state {
             SessionState::New(Some(_)) => {}
             SessionState::New(None) => {
                 if lane == Lane::Background
-                    && let Err(until) = self.admit(&address, now)
+                    && let Err(until) = self.admit(&address, ends, now)
                 {
                     self.wait(key, until, now);
                     return;
@@ -418,7 +428,7 @@ impl Lifecycle {
             }
             SessionState::Live => {
                 if lane == Lane::Background
-                    && let Err(until) = self.admit(&address, now)
+                    && let Err(until) = self.admit(&address, ends, now)
                 {
                     self.wait(key, until, now);
                     return;
@@ -826,6 +836,10 @@ impl Lifecycle {
                 );
                 self.answer_all(&key, failure);
             }
+            SwapOutcome::Gone if live => {
+                self.unmounted(&key, now);
+                return;
+            }
             SwapOutcome::Gone => {
                 volume.mounted = false;
                 attempt.phase = Phase::Waiting(None);
@@ -1211,6 +1225,16 @@ impl Lifecycle {
 
 fn call_of(mount: &Mount, now: BootTime) -> Call {
     Call { id: mount.call, patience: (now + PATIENCE).min(mount.deadline), deadline: mount.deadline }
+}
+
+/// When the first of a volume's credentials ends.
+fn installed_ends(volume: &Volume) -> Option<BootTime> {
+    volume
+        .installed
+        .iter()
+        .flat_map(|installed| installed.dependencies.values())
+        .filter_map(Dependency::ends)
+        .min()
 }
 
 const fn volume_is_idle(volume: &Volume) -> bool {

@@ -1,9 +1,9 @@
 //! Logins, their sharing, hand-over and revocation.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    LEFTOVER_COUNT, LEFTOVER_LIFE, LONG_TTL, Lifecycle, Op, SHARED_GRACE, TimerKey,
+    LEFTOVER_COUNT, LEFTOVER_LIFE, LONG_TTL, Lifecycle, Op, RETRY_GRACE, SHARED_GRACE, TimerKey,
     backoff::Pace,
     message::{Action, Lane, Note, OpId, Request, TokenTimes},
     renewal::{Step, Term, decide, replace_by},
@@ -20,6 +20,10 @@ use crate::{
 /// How long before a ServiceAccount token ends it is used a last time, if no fresh one came: the kubelet
 /// replaces it at four fifths of its life, so by then none will.
 const LAST_LOGIN: Duration = Duration::from_secs(30);
+
+/// How often it is looked whether the last request of a session that is given up has ended; each does, by its
+/// own time-out.
+const MINTING: Duration = Duration::from_millis(100);
 
 impl Lifecycle {
     /// Starts a login with the freshest token of the session's users.
@@ -111,6 +115,13 @@ impl Lifecycle {
                 let wanted = own || succeeds.is_some_and(|former| self.has_users(former));
                 if terms.ttl > LONG_TTL || terms.ttl.is_zero() {
                     self.note(first.as_ref(), Note::LongTtl(terms.ttl));
+                }
+                let delivered = first
+                    .as_ref()
+                    .and_then(|key| self.volumes.get(key))
+                    .is_some_and(|volume| volume.is_live());
+                if !terms.revocable && !delivered {
+                    self.note(first.as_ref(), Note::Unrevocable);
                 }
                 if !wanted {
                     self.retire_session(id, now, None);
@@ -500,9 +511,10 @@ impl Lifecycle {
         let Some(installed) = &volume.installed else { return };
         let (spec, digest) = (installed.spec.clone(), installed.digest);
         match &volume.attempt {
-            // Somebody waits for it, or it does the same already.
+            // Somebody waits for it, or it makes everything again in another session already.
             Some(attempt)
                 if !attempt.calls.is_empty()
+                    || attempt.session != installed.session
                     || matches!(attempt.reason, Reason::HandOver(_) | Reason::Edit) =>
             {
                 return;
@@ -519,6 +531,9 @@ impl Lifecycle {
         self.set_timer(TimerKey::Session(id), None);
         let Some(record) = self.sessions.get(&id) else { return };
         let address = record.identity.connection.address.clone();
+        // A successor is urgent as long as the one it succeeds lives.
+        let dying = record.succeeds.and_then(|former| self.sessions.get(&former)).unwrap_or(record);
+        let ends = dying.term.filter(|term| !term.ttl.is_zero()).map(Term::ends);
         let blocked = record.op.is_some() || record.wait_until.is_some_and(|until| now < until);
         match record.state {
             SessionState::New(Some(_)) => {}
@@ -531,7 +546,7 @@ impl Lifecycle {
                 return;
             }
             SessionState::New(None) if record.succeeds.is_some() && !blocked => {
-                match self.admit(&address, now) {
+                match self.admit(&address, ends, now) {
                     Ok(()) => self.login(id, Lane::Background, now),
                     Err(until) => self.delay_session(id, until),
                 }
@@ -545,8 +560,12 @@ impl Lifecycle {
                     self.forget_session(id);
                     return;
                 }
-                if at <= now && !blocked {
-                    match self.admit(&address, now) {
+                // A lease that is being made while its session is revoked may outlive both.
+                let minting = self.ops.values().any(|op| matches!(op, Op::Need(_, _, of) if *of == id));
+                if at <= now && !blocked && minting {
+                    self.delay_session(id, now + MINTING);
+                } else if at <= now && !blocked {
+                    match self.admit(&address, None, now) {
                         Ok(()) => {
                             let op = self.perform(
                                 Op::RevokeSession(id),
@@ -562,12 +581,18 @@ impl Lifecycle {
                     }
                 }
             }
-            SessionState::Live => self.live_session_due(id, &address, blocked, now),
+            SessionState::Live => self.live_session_due(id, (&address, ends), blocked, now),
         }
         self.retime_session(id, now);
     }
 
-    fn live_session_due(&mut self, id: SessionId, address: &str, blocked: bool, now: BootTime) {
+    fn live_session_due(
+        &mut self,
+        id: SessionId,
+        (address, ends): (&str, Option<BootTime>),
+        blocked: bool,
+        now: BootTime,
+    ) {
         let Some(record) = self.sessions.get_mut(&id) else { return };
         record.leftover.retain(|(_, ends)| *ends > now);
         if record.users.is_empty() && record.idle_since.is_none_or(|since| since + SHARED_GRACE <= now) {
@@ -585,7 +610,7 @@ impl Lifecycle {
         }
         let Some((step, why)) = self.session_step(id, now) else { return };
         match step {
-            Step::Renew => match self.admit(address, now) {
+            Step::Renew => match self.admit(address, ends, now) {
                 Ok(()) => {
                     let op = self.perform(Op::RenewSession(id), Lane::Background, Request::RenewSession(id));
                     self.probe(address, op);
@@ -609,7 +634,7 @@ impl Lifecycle {
             .map(|owed| (owed.lease.clone(), owed.ends))
             .collect();
         for (lease, ends) in due {
-            let step = self.admit(address, now).map(|()| {
+            let step = self.admit(address, None, now).map(|()| {
                 let request = Request::RevokeLease(id, lease.clone());
                 let op = self.perform(Op::RevokeLease(id, lease.clone(), ends), Lane::Background, request);
                 self.probe(address, op);
@@ -659,7 +684,7 @@ impl Lifecycle {
         if record.lost {
             return Some((Step::Replace, "the server does not know the session"));
         }
-        if worth_hand_over(record, now) {
+        if self.leftover_due(record, now).is_some_and(|due| due <= now) {
             return Some((Step::Replace, "replaced leases could not be revoked one by one"));
         }
         if let Some(due) = self.last_login(record, now)
@@ -693,6 +718,21 @@ impl Lifecycle {
             return Some((Step::Replace, "renewing it kept failing"));
         }
         Some((decision.step, decision.why))
+    }
+
+    /// When the session should be made anew because replaced leases could not be revoked one by one, if they
+    /// are worth that. Not sooner than each lease of its mounts may be minted again.
+    fn leftover_due(&self, record: &Session, now: BootTime) -> Option<BootTime> {
+        let worth = record.leftover.len() >= LEFTOVER_COUNT
+            || record.leftover.iter().any(|(_, ends)| now.until(*ends) > LEFTOVER_LIFE);
+        let installed = record
+            .users
+            .iter()
+            .filter_map(|key| self.volumes.get(key).and_then(|volume| volume.installed.as_ref()));
+        let budgets = installed
+            .flat_map(|installed| installed.dependencies.values())
+            .filter_map(|known| known.lease.as_ref().map(|(_, term)| known.budget.next(term.full)));
+        worth.then(|| budgets.max().unwrap_or(now).max(now))
     }
 
     /// When the session should be made anew because the last ServiceAccount token held for it ends.
@@ -749,12 +789,11 @@ impl Lifecycle {
                     Some(wait(now))
                 } else {
                     let decision = record.effective_term().and_then(|term| decide(term, DEFAULT_OVERLAP));
-                    let leftover = worth_hand_over(record, now);
                     decision
                         .map(|decision| decision.at)
                         .into_iter()
                         .chain(self.last_login(record, now))
-                        .chain(leftover.then_some(now))
+                        .chain(self.leftover_due(record, now))
                         .min()
                         .map(wait)
                 };
@@ -764,7 +803,7 @@ impl Lifecycle {
     }
 
     pub(super) fn restore_sessions(&mut self, sessions: Vec<(SessionId, Session)>) {
-        for (id, mut record) in sessions {
+        for (id, record) in sessions {
             self.last_id = self.last_id.max(id.0);
             // A login in flight died with the process, and its token with it.
             if matches!(record.state, SessionState::New(_)) {
@@ -772,7 +811,6 @@ impl Lifecycle {
                 self.actions.push_back(Action::ForgetSession(id));
                 continue;
             }
-            record.users.clear();
             if record.shared && record.is_live() && !record.lost {
                 self.shared.insert(record.identity.clone(), id);
             }
@@ -780,8 +818,16 @@ impl Lifecycle {
         }
     }
 
-    /// After the volumes are back: sessions that none of them uses are given up.
+    /// After the volumes are back: sessions that none of them uses are given up. One whose volume's record
+    /// was lost may still be what a pod logs in with: it lives until a Mount has surely taken the volume
+    /// over.
     pub(super) fn settle_sessions(&mut self, now: BootTime) {
+        let mut orphans = BTreeMap::new();
+        for (id, record) in &mut self.sessions {
+            let users = std::mem::take(&mut record.users);
+            orphans
+                .extend(users.into_iter().find(|key| !self.volumes.contains_key(key)).map(|key| (*id, key)));
+        }
         for (key, volume) in &self.volumes {
             let installed = volume.installed.as_ref().filter(|_| volume.refused.is_none());
             let record = installed.and_then(|installed| self.sessions.get_mut(&installed.session));
@@ -814,16 +860,12 @@ impl Lifecycle {
                     record.idle_since = Some(record.idle_since.unwrap_or(now));
                 }
             } else {
-                self.retire_session(id, now, None);
+                let orphan = orphans.remove(&id);
+                let at = if orphan.is_some() { now + RETRY_GRACE } else { now };
+                self.retire_session(id, at, orphan);
             }
         }
     }
-}
-
-/// Whether replaced leases that could not be revoked one by one are worth a session hand-over.
-fn worth_hand_over(record: &Session, now: BootTime) -> bool {
-    record.leftover.len() >= LEFTOVER_COUNT
-        || record.leftover.iter().any(|(_, ends)| now.until(*ends) > LEFTOVER_LIFE)
 }
 
 /// The path of a lease, without its id: fit for logs.

@@ -60,7 +60,15 @@ impl Lifecycle {
         volume.silent = true;
         let session = volume.installed.as_ref().map(|installed| installed.session);
         self.abandon(key, "Mounts stopped coming", now);
-        self.note(Some(key), Note::Silent(limit));
+        let volume = &self.volumes[key];
+        let leases = volume.installed.iter().flat_map(|installed| installed.dependencies.values());
+        let term = session.and_then(|id| self.sessions.get(&id)).and_then(|record| record.term);
+        let leased = leases.clone().any(|dependency| dependency.lease.is_some());
+        // Without leases nothing in the files ends with the session.
+        let session_ends = term.filter(|term| leased && !term.ttl.is_zero()).map(super::renewal::Term::ends);
+        let dies = leases.filter_map(super::volume::Dependency::ends).chain(session_ends).min();
+        let dies = dies.map(|at| now.until(at));
+        self.note(Some(key), Note::Silent { after: limit, dies });
         self.dirty_volumes.insert(key.clone());
         if let Some(session) = session {
             self.retime_session(session, now);
@@ -149,19 +157,18 @@ impl Lifecycle {
             self.delay_dependency(key, id, now + BUSY);
             return;
         }
-        if let Err(until) = self.admit(address, now) {
-            self.delay_dependency(key, id, until);
-            return;
-        }
         let Some(volume) = self.volumes.get(key) else { return };
         let serial = volume.serial;
         let lease = volume
             .installed
             .as_ref()
             .and_then(|installed| installed.dependencies.get(&id))
-            .and_then(|dependency| dependency.lease.as_ref())
-            .map(|(lease, _)| lease.clone());
-        let Some(lease) = lease else { return };
+            .and_then(|dependency| dependency.lease.clone());
+        let Some((lease, term)) = lease else { return };
+        if let Err(until) = self.admit(address, Some(term.ends()), now) {
+            self.delay_dependency(key, id, until);
+            return;
+        }
         let request = Request::RenewLease(session, lease.clone());
         let op = self.perform(Op::RenewLease(key.clone(), serial, id, lease), Lane::Background, request);
         self.probe(address, op);
@@ -299,7 +306,7 @@ impl Lifecycle {
             return;
         }
         if lane == Lane::Background
-            && let Err(until) = self.admit(&address, now)
+            && let Err(until) = self.admit(&address, None, now)
         {
             self.delay_dependency(key, id, until);
             return;

@@ -17,21 +17,18 @@ mod tests;
 /// `f_type` of a tmpfs, from linux/magic.h.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
-/// `STATX_MNT_ID_UNIQUE` of linux/stat.h (kernel 6.8), which rustix does not name yet.
-const STATX_MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
-
 /// Path elements from the kubelet's root to a volume's mount.
 const VOLUME_DEPTH: usize = 6;
 
 /// Tells one mount from the next one on the same path. The kernel reuses the mount id of mountinfo, st_dev
-/// and the root's inode number at once, so none of them is in here.
+/// and the root's inode number at once, so none of them is in here. Nor is STATX_MNT_ID_UNIQUE: it names the
+/// copy of the mount in one mount namespace, and a restarted agent is in another, so that each restart would
+/// take every live volume for a new one. The file system's own id is the same in all.
 ///
 /// One kernel always yields the same kind, so equality is enough; identities do not outlive a boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MountIdentity {
-    /// STATX_MNT_ID_UNIQUE, kernel 6.8 and later: never reused.
-    UniqueMountId(u64),
     /// statfs `f_fsid`: random for each tmpfs, since kernel 5.14.
     FsId(u64),
     /// When the root directory was made. Two mounts within one tick of the kernel's clock share it, which
@@ -47,7 +44,6 @@ pub enum MountIdentity {
 impl fmt::Display for MountIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UniqueMountId(id) => write!(f, "mount {id}"),
             Self::FsId(id) => write!(f, "file system {id:016x}"),
             Self::BirthTime { seconds, nanos } => write!(f, "born {seconds}.{nanos:09}"),
         }
@@ -223,7 +219,7 @@ impl OpenTarget {
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
         )
         .map_err(missing("open"))?;
-        let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME | STATX_MNT_ID_UNIQUE;
+        let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
         let here = rustix::fs::statx(&root, "", AtFlags::EMPTY_PATH, mask).map_err(failed("stat"))?;
         let above = rustix::fs::statx(&root, "..", AtFlags::empty(), StatxFlags::BASIC_STATS)
             .map_err(failed("stat the parent of"))?;
@@ -235,11 +231,7 @@ impl OpenTarget {
         if found != TMPFS_MAGIC {
             return Err(TargetError::NotTmpfs { path: path.to_owned(), found });
         }
-        let identity = if here.stx_mask & STATX_MNT_ID_UNIQUE.bits() != 0 {
-            MountIdentity::UniqueMountId(here.stx_mnt_id)
-        } else {
-            Self::older_identity(&root, &here).map_err(failed("statvfs"))?
-        };
+        let identity = Self::identity_of(&root, &here).map_err(failed("statvfs"))?;
         let mtime = Timespec { tv_sec: here.stx_mtime.tv_sec, tv_nsec: here.stx_mtime.tv_nsec.into() };
         Ok(Self { root, identity, mtime })
     }
@@ -257,7 +249,7 @@ impl OpenTarget {
         Ok(target)
     }
 
-    fn older_identity(root: &OwnedFd, stat: &rustix::fs::Statx) -> rustix::io::Result<MountIdentity> {
+    fn identity_of(root: &OwnedFd, stat: &rustix::fs::Statx) -> rustix::io::Result<MountIdentity> {
         let fsid = rustix::fs::fstatvfs(root)?.f_fsid;
         Ok(if fsid == 0 {
             MountIdentity::BirthTime { seconds: stat.stx_btime.tv_sec, nanos: stat.stx_btime.tv_nsec }

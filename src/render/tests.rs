@@ -175,6 +175,19 @@ fn raw_bodies_are_files_as_they_are() {
     );
 }
 
+/// What a writer of secrets puts into them stays content: it is no template, no path, no second file.
+#[test]
+fn template_no_second_eval() {
+    for hostile in
+        ["{{ .password }}", "{{ env \"HOME\" }}", "../../etc/passwd", "${namespace}", "a\nb: c", "%2e%2e/x"]
+    {
+        let rendered = json(&key("k", ""), json!({ "k": hostile, "../../x": "y", "..data": "z" })).unwrap();
+        assert_eq!(file(&rendered, "f"), hostile.as_bytes());
+        let names: Vec<&str> = rendered.payload.files.keys().map(|path| path.as_str()).collect();
+        assert_eq!(names, ["f"], "the SecretProviderClass alone names files");
+    }
+}
+
 #[test]
 fn version_hash_keyed() {
     let objects =

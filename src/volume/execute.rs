@@ -44,6 +44,23 @@ pub(super) enum Job {
     Impossible(Outcome),
 }
 
+impl Job {
+    /// Namespace of the pod or ServiceAccount it is made for.
+    pub(super) fn namespace(&self) -> &str {
+        match self {
+            Self::Login(_, context, ..)
+            | Self::Fetch(context, ..)
+            | Self::RenewSession(context, _)
+            | Self::RenewLease(context, ..)
+            | Self::RevokeSession(context, _)
+            | Self::RevokeLease(context, ..) => {
+                context.on_behalf_of.split_once('/').map_or("", |(namespace, _)| namespace)
+            }
+            Self::Impossible(_) => "",
+        }
+    }
+}
+
 /// Brings a request together with the tokens it needs.
 pub(super) fn prepare(core: &Lifecycle, holdings: &Holdings, lane: Lane, request: Request) -> Job {
     let timeout = match lane {

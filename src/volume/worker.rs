@@ -2,7 +2,7 @@
 //! order, and keeps the record one step ahead of them.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::Arc,
@@ -18,8 +18,10 @@ use tracing::{debug, error, info, warn};
 use super::{
     Command, DriverFile, FailureKind, MountAnswer, MountCommand, MountFailure, VolumeKey, VolumeManager,
     execute::{self, Job, Outcome},
+    gauges,
     holdings::{HeldSession, Holdings},
     journal::{Journal, Restored},
+    queue::{FairQueue, Place},
     report,
 };
 use crate::{
@@ -47,10 +49,12 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 const JUMP: Duration = Duration::from_secs(5);
 /// A burst of mount table changes is one look: a node that starts fifty pods changes it hundreds of times.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Requests in flight per node: what protects the server from one node.
-const IN_FLIGHT: usize = 64;
-/// Of them, for upkeep: the rest is kept for pods that wait.
-const BACKGROUND_IN_FLIGHT: usize = 16;
+/// How often it is looked whether a pod whose mount failed is still there.
+const POD_LOOK: Duration = Duration::from_secs(5);
+/// EX_SOFTWARE of sysexits.h.
+const EXIT_DEFECT: i32 = 70;
+/// The gauges are brought level with a change within this time: a burst of changes is counted once.
+const GAUGES: Duration = Duration::from_secs(1);
 
 /// What the worker is started with.
 #[derive(Debug)]
@@ -76,11 +80,15 @@ pub(super) struct Worker<B> {
     calls: BTreeMap<CallId, oneshot::Sender<Result<MountAnswer, MountFailure>>>,
     commands: mpsc::Receiver<Command>,
     mounts: Option<MountWatch>,
-    queues: [VecDeque<(OpId, Lane, Job, Operation)>; 2],
-    in_flight: JoinSet<(OpId, Lane, Operation, Instant, Outcome)>,
-    background: usize,
+    queue: FairQueue<(OpId, Job, Operation)>,
+    in_flight: JoinSet<(OpId, Place, Operation, Instant, Outcome)>,
     last_call: u64,
-    look_at: Option<Instant>,
+    /// When the mount table is looked at next, whatever wakes us.
+    look_at: Instant,
+    /// Found at the last look; some may be managed since.
+    unmanaged: Vec<VolumeKey>,
+    /// When the gauges are due.
+    gauges_at: Option<Instant>,
 }
 
 impl<B: SecretBackend> Worker<B> {
@@ -108,14 +116,26 @@ impl<B: SecretBackend> Worker<B> {
             calls: BTreeMap::new(),
             commands,
             mounts,
-            queues: [VecDeque::new(), VecDeque::new()],
+            queue: FairQueue::new(),
             in_flight: JoinSet::new(),
-            background: 0,
             last_call: 0,
-            look_at: None,
+            // What was mounted before us is found by the first look.
+            look_at: Instant::now(),
+            unmanaged: Vec::new(),
+            gauges_at: Some(Instant::now()),
         };
         worker.restore();
-        tokio::spawn(worker.run());
+        let task = tokio::spawn(worker.run());
+        tokio::spawn(async move {
+            if let Err(failure) = task.await
+                && failure.is_panic()
+            {
+                // A process without its worker would refuse every pod for ever; a new one takes everything up
+                // from the journal.
+                error!("a defect in leasehold ended the worker: exiting to be started anew");
+                std::process::exit(EXIT_DEFECT);
+            }
+        });
         VolumeManager { commands: sender }
     }
 
@@ -168,9 +188,11 @@ impl<B: SecretBackend> Worker<B> {
         loop {
             self.settle();
             self.dispatch();
+            self.publish();
             let now = boot_now();
             let due = self.core.poll_timeout().map_or(LONGEST_SLEEP, |at| now.until(at)).min(LONGEST_SLEEP);
-            let due = self.look_at.map_or(due, |at| due.min(at.saturating_duration_since(Instant::now())));
+            let shell = self.gauges_at.map_or(self.look_at, |at| at.min(self.look_at));
+            let due = due.min(shell.saturating_duration_since(Instant::now()));
             let changed = async {
                 match &mut self.mounts {
                     // Its events are a hint; the look itself is taken once things settle.
@@ -184,16 +206,14 @@ impl<B: SecretBackend> Worker<B> {
                     None => return,
                 },
                 Some(joined) = self.in_flight.join_next() => match joined {
-                    Ok((op, lane, operation, started, outcome)) => {
-                        if lane == Lane::Background {
-                            self.background -= 1;
-                        }
+                    Ok((op, place, operation, started, outcome)) => {
+                        self.queue.give_back(&place);
                         self.ended(op, operation, started.elapsed(), outcome);
                     }
                     Err(error) => error!(%error, "a request's task was lost"),
                 },
                 changed = changed => match changed {
-                    Ok(()) => self.look_at = self.look_at.or(Some(Instant::now() + SETTLE)),
+                    Ok(()) => self.look_at = self.look_at.min(Instant::now() + SETTLE),
                     Err(error) => {
                         error!(%error, "the watch of the mount table ended: unmounts are seen within 30 s only");
                         self.mounts = None;
@@ -207,10 +227,8 @@ impl<B: SecretBackend> Worker<B> {
                 self.feed(Event::TimeJumped);
             }
             last = woke;
-            if self.look_at.is_some_and(|at| at <= Instant::now())
-                || (self.mounts.is_none() && due >= LONGEST_SLEEP)
-            {
-                self.look_at = None;
+            if self.look_at <= Instant::now() {
+                self.look_at = Instant::now() + LONGEST_SLEEP;
                 self.look();
             }
             self.guard("timers", None, |worker| worker.core.handle_timeout(woke));
@@ -250,6 +268,16 @@ impl<B: SecretBackend> Worker<B> {
                 return;
             }
         };
+        let plan = command.plan.and_then(|spec| match mode {
+            Mode::DriverWritten if spec.objects.iter().any(|object| object.owner.is_some()) => {
+                Err(MountFailure::new(
+                    FailureKind::FailedPrecondition,
+                    "fileOwner and fileGroup need volumes that leasehold writes itself, and this node's are \
+                     driver-written: mount the kubelet's pods folder with mountPropagation HostToContainer",
+                ))
+            }
+            _ => Ok(spec),
+        });
         let token = match command.token {
             Ok(token) => {
                 let wall = wall_now();
@@ -278,7 +306,7 @@ impl<B: SecretBackend> Worker<B> {
             provider: command.provider,
             class: command.class,
             mode,
-            plan: command.plan,
+            plan,
             digest: command.attributes_digest,
             token,
             intact,
@@ -359,11 +387,17 @@ impl<B: SecretBackend> Worker<B> {
                 gone.push(key.clone());
             }
         }
+        self.unmanaged = report::unmanaged(&self.core, &table, &self.kubelet_root).collect();
+        self.gauges_at.get_or_insert_with(|| Instant::now() + GAUGES);
         for key in gone {
             self.feed(Event::Unmounted(key));
         }
         for key in left {
             self.feed(Event::PodGone(key));
+        }
+        // The folder of a pod goes without a change in the mount table.
+        if self.core.volumes().values().any(|volume| !volume.mounted) {
+            self.look_at = Instant::now() + POD_LOOK;
         }
     }
 
@@ -452,6 +486,9 @@ impl<B: SecretBackend> Worker<B> {
     /// Brings the journal level with the core.
     fn record(&mut self) {
         let dirty = self.core.take_dirty();
+        if !dirty.sessions.is_empty() || !dirty.volumes.is_empty() {
+            self.gauges_at.get_or_insert_with(|| Instant::now() + GAUGES);
+        }
         for id in dirty.sessions {
             let held = self.core.sessions().get(&id).zip(self.holdings.sessions.get(&id));
             self.journal.session(id, held);
@@ -470,8 +507,8 @@ impl<B: SecretBackend> Worker<B> {
             Action::Perform(op, lane, request) => {
                 let operation = operation(&request);
                 let job = execute::prepare(&self.core, &self.holdings, lane, request);
-                let queue = usize::from(lane == Lane::Background);
-                self.queues[queue].push_back((op, lane, job, operation));
+                let namespace = job.namespace().to_owned();
+                self.queue.push(lane, &namespace, (op, job, operation));
             }
             Action::Supply(op, plan, dependency) => self.holdings.supply(op, plan, dependency),
             Action::Render(plan, spec) => {
@@ -588,23 +625,26 @@ impl<B: SecretBackend> Worker<B> {
         }
     }
 
-    /// Starts what waits, pods first.
+    /// Brings the gauges level.
+    fn publish(&mut self) {
+        let (foreground, background) = self.queue.depth();
+        self.metrics.queued(Lane::Foreground, foreground);
+        self.metrics.queued(Lane::Background, background);
+        if self.gauges_at.is_some_and(|at| at <= Instant::now()) {
+            self.gauges_at = None;
+            let unmanaged = self.unmanaged.iter().filter(|key| !self.core.volumes().contains_key(key));
+            self.metrics.observed(gauges::snapshot(&self.core, unmanaged.count()));
+        }
+    }
+
+    /// Starts what may start.
     fn dispatch(&mut self) {
-        while self.in_flight.len() < IN_FLIGHT {
-            let next = match self.queues[0].pop_front() {
-                Some(job) => Some(job),
-                None if self.background < BACKGROUND_IN_FLIGHT => self.queues[1].pop_front(),
-                None => None,
-            };
-            let Some((op, lane, job, operation)) = next else { break };
-            if lane == Lane::Background {
-                self.background += 1;
-            }
+        while let Some((place, (op, job, operation))) = self.queue.pop() {
             let backend = Arc::clone(&self.backend);
             self.in_flight.spawn(async move {
                 let started = Instant::now();
                 let (op, outcome) = execute::run(backend, op, job).await;
-                (op, lane, operation, started, outcome)
+                (op, place, operation, started, outcome)
             });
         }
     }
@@ -622,8 +662,9 @@ impl<B: SecretBackend> Worker<B> {
             | Note::EditRejected(_)
             | Note::Refused(_)
             | Note::LeftToExpire { .. }
-            | Note::Silent(_)
-            | Note::LongTtl(_) => warn!(pod, class, next, "{note}"),
+            | Note::Silent { .. }
+            | Note::LongTtl(_)
+            | Note::Unrevocable => warn!(pod, class, next, "{note}"),
             Note::Expired(_) => error!(pod, class, next, "{note}"),
             Note::Renewed { .. } => debug!(pod, class, next, "{note}"),
             Note::Mounted { .. } | Note::Rewritten { .. } | Note::Revoked(_) | Note::Unmounted => {

@@ -116,6 +116,7 @@ pub struct Driver {
     masked: Mutex<Vec<Status>>,
     last_request: Mutex<Option<proto::MountRequest>>,
     last_response: Mutex<Option<proto::MountResponse>>,
+    last_took: Mutex<Duration>,
 }
 
 impl Driver {
@@ -130,6 +131,7 @@ impl Driver {
             masked: Mutex::default(),
             last_request: Mutex::default(),
             last_response: Mutex::default(),
+            last_took: Mutex::default(),
         }
     }
 
@@ -162,6 +164,11 @@ impl Driver {
     /// The last answer to a Mount.
     pub fn last_response(&self) -> Option<proto::MountResponse> {
         self.last_response.lock().unwrap().clone()
+    }
+
+    /// How long the provider took for the last Mount that it answered OK.
+    pub fn last_took(&self) -> Duration {
+        *self.last_took.lock().unwrap()
     }
 
     /// NodePublishVolume.
@@ -274,8 +281,10 @@ impl Driver {
         let client = self.client(&class.provider)?;
         let mount = mount_request(request, class, target);
         *self.last_request.lock().unwrap() = Some(mount.clone());
+        let called = std::time::Instant::now();
         let response =
             client.mount(&mount, deadline, || self.counts.lock().unwrap().provider_calls += 1).await?;
+        *self.last_took.lock().unwrap() = called.elapsed();
         *self.last_response.lock().unwrap() = Some(response.clone());
         if let Some(error) = response.error.filter(|error| !error.code.is_empty()) {
             let message = format!("mount request failed with provider error code {}", error.code);
@@ -370,6 +379,9 @@ fn own<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
     pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
 }
 
+/// Go's os.RemoveAll: what somebody else removed meanwhile is removed.
 fn remove_all(path: &Path) -> std::io::Result<()> {
-    if fs::symlink_metadata(path)?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+    let removed = fs::symlink_metadata(path)
+        .and_then(|found| if found.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) });
+    removed.or_else(|error| if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }

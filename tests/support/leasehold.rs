@@ -72,6 +72,21 @@ impl Leasehold {
         leasehold
     }
 
+    /// Starts it without waiting for its sockets: another one may hold the node.
+    pub fn start_waiting(node: &Arc<Node>, launch: Launch) -> Self {
+        let health_port = free_port();
+        let process = spawn(node, &launch, health_port);
+        Self { process, node: Arc::clone(node), launch, health_port, past_log: String::new() }
+    }
+
+    /// Status of /readyz; `None` while nothing listens.
+    pub async fn ready(&self) -> Option<u16> {
+        let url = format!("http://127.0.0.1:{}/readyz", self.health_port);
+        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).timeout(SOON).build();
+        let response = client.expect("an HTTP client").get(&url).send().await.ok()?;
+        Some(response.status().as_u16())
+    }
+
     /// Starts it and gives the end of a process that is not expected to serve.
     pub async fn start_refused(node: &Arc<Node>, launch: &Launch) -> (ExitStatus, String) {
         let mut process = spawn(node, launch, free_port());

@@ -8,9 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aws_lc_rs::{digest, hmac, pbkdf2};
+use data_encoding::BASE64;
 use nix::unistd::User;
 use serde_json::json;
 use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use super::{SOON, bao::Admin, free_port, process::Process, require_root, until};
 
@@ -96,6 +102,16 @@ impl Postgres {
         }
     }
 
+    /// Logs in as an application's driver does and leaves again: no process is started, so that it can be
+    /// done every 50 ms.
+    pub async fn login(&self, user: &str, password: &str) -> Result<(), String> {
+        let work = login(self.port, user, password);
+        match tokio::time::timeout(SOON, work).await {
+            Ok(result) => result.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer within {SOON:?}")),
+        }
+    }
+
     /// Names of the roles that the database engine made and has not dropped.
     pub fn minted_roles(&self) -> Vec<String> {
         let rows = self.sql("select rolname from pg_roles where rolname like 'v-%' order by 1");
@@ -157,6 +173,65 @@ impl Drop for Postgres {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// The start of a session, protocol 3.0 with SCRAM-SHA-256.
+async fn login(port: u16, user: &str, password: &str) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    let mut start = 196_608_u32.to_be_bytes().to_vec();
+    start.extend(format!("user\0{user}\0database\0postgres\0\0").bytes());
+    send(&mut stream, None, &start).await?;
+    expect(&mut stream, 10).await?;
+    let nonce = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 12]>());
+    let first = format!("n=,r={nonce}");
+    let hello = format!("n,,{first}");
+    let mut body = b"SCRAM-SHA-256\0".to_vec();
+    body.extend(u32::try_from(hello.len()).expect("short").to_be_bytes());
+    body.extend(hello.bytes());
+    send(&mut stream, Some(b'p'), &body).await?;
+    let challenge = String::from_utf8(expect(&mut stream, 11).await?).map_err(broken)?;
+    let field = |name: &str| challenge.split(',').find_map(|part| part.strip_prefix(name));
+    let (Some(nonce), Some(salt), Some(rounds)) = (field("r="), field("s="), field("i=")) else {
+        return Err(broken("no challenge"));
+    };
+    let rounds = rounds.parse().map_err(broken)?;
+    let salt = BASE64.decode(salt.as_bytes()).map_err(broken)?;
+    let mut salted = [0; 32];
+    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, rounds, &salt, password.as_bytes(), &mut salted);
+    let mac = |key: &[u8], text: &[u8]| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text);
+    let client = mac(&salted, b"Client Key");
+    let stored = digest::digest(&digest::SHA256, client.as_ref());
+    let bare = format!("c=biws,r={nonce}");
+    let signature = mac(stored.as_ref(), format!("{first},{challenge},{bare}").as_bytes());
+    let proof: Vec<u8> = client.as_ref().iter().zip(signature.as_ref()).map(|(a, b)| a ^ b).collect();
+    let last = format!("{bare},p={}", BASE64.encode(&proof));
+    send(&mut stream, Some(b'p'), last.as_bytes()).await?;
+    expect(&mut stream, 12).await?;
+    expect(&mut stream, 0).await?;
+    send(&mut stream, Some(b'X'), &[]).await
+}
+
+async fn send(stream: &mut TcpStream, kind: Option<u8>, body: &[u8]) -> std::io::Result<()> {
+    let mut message: Vec<u8> = kind.into_iter().collect();
+    message.extend(u32::try_from(body.len() + 4).expect("short").to_be_bytes());
+    message.extend(body);
+    stream.write_all(&message).await
+}
+
+/// The rest of an authentication message of this kind; the server's refusal is the error.
+async fn expect(stream: &mut TcpStream, code: u32) -> std::io::Result<Vec<u8>> {
+    let kind = stream.read_u8().await?;
+    let length = stream.read_u32().await?.saturating_sub(4).min(1 << 16);
+    let mut body = vec![0; usize::try_from(length).expect("bounded above")];
+    stream.read_exact(&mut body).await?;
+    if kind != b'R' || body.get(..4) != Some(&code.to_be_bytes()) {
+        return Err(broken(String::from_utf8_lossy(&body).replace('\0', " ")));
+    }
+    Ok(body.split_off(4))
+}
+
+fn broken(why: impl std::fmt::Display) -> std::io::Error {
+    std::io::Error::other(why.to_string())
 }
 
 fn as_postgres() -> [&'static str; 3] {

@@ -93,7 +93,7 @@ pub enum VaultAddress {
 pub enum Host {
     /// A DNS name, lower-case, without a final dot.
     Name(String),
-    /// A literal, not one of [`forbidden`].
+    /// A literal, none of the forbidden ones.
     Ip(IpAddr),
 }
 

@@ -59,7 +59,7 @@ fn the_file_system_id_notices_a_remount_too() {
                 )
                 .expect("stat of an open folder");
                 assert!(stat.stx_mask & StatxFlags::BTIME.bits() != 0, "tmpfs keeps birth times");
-                let identity = OpenTarget::older_identity(&target.root, &stat).expect("statvfs");
+                let identity = OpenTarget::identity_of(&target.root, &stat).expect("statvfs");
                 drop(target);
                 umount(folder.path()).expect("nobody holds it");
                 identity

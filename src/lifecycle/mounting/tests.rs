@@ -1,0 +1,229 @@
+//! Driver-written volumes: no unmount is seen, and only a Mount can deliver.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use super::*;
+use crate::{
+    backend::{LeaseTerms, SessionTerms},
+    lifecycle::{
+        Event, SILENCE,
+        message::{Digest, TokenTimes},
+    },
+    spec::{
+        ApiPath, Connection, Encoding, FileMode, LoginSpec, Object, ObjectPath, PodIdentity, ProviderName,
+        RefreshPolicy, SecretRequest, TlsSpec, object::Method,
+    },
+};
+
+/// A node whose server grants everything: sessions of 20 min, leases of 10 min that cannot be renewed.
+struct Node {
+    core: Lifecycle,
+    now: BootTime,
+    calls: u64,
+    leases: u64,
+    /// What was asked, and how calls ended: files delivered or not.
+    asked: Vec<String>,
+    answers: Vec<(bool, Result<Vec<(String, String)>, MountFailure>)>,
+    key: VolumeKey,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self {
+            core: Lifecycle::new(7),
+            now: BootTime::from_millis(1_000_000),
+            calls: 0,
+            leases: 0,
+            asked: Vec::new(),
+            answers: Vec::new(),
+            key: VolumeKey::new(PathBuf::from("/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/v/mount")),
+        }
+    }
+
+    fn spec() -> VolumeSpec {
+        VolumeSpec {
+            connection: Connection {
+                address: "http://vault".into(),
+                namespace: String::new(),
+                tls: TlsSpec::default(),
+            },
+            login: LoginSpec {
+                mount: ApiPath::parse("kubernetes").expect("a path"),
+                role: "app".into(),
+                audience: "vault".into(),
+            },
+            objects: vec![Object {
+                name: ObjectPath::parse("db").expect("a path"),
+                request: SecretRequest {
+                    method: Method::Get,
+                    path: ApiPath::parse("database/creds/app").expect("a path"),
+                    query: BTreeMap::new(),
+                    args: None,
+                },
+                key: None,
+                encoding: Encoding::default(),
+                mode: None,
+                owner: None,
+                overlap: Duration::from_secs(30),
+                refresh_interval: None,
+                refresh_policy: RefreshPolicy::Periodic,
+            }],
+            default_mode: FileMode::DEFAULT,
+        }
+    }
+
+    fn mount(&mut self) {
+        self.calls += 1;
+        let token = TokenTimes { issued: self.now, expires: Some(self.now + Duration::from_secs(3600)) };
+        let mount = Mount {
+            call: CallId(self.calls),
+            key: self.key.clone(),
+            pod: PodIdentity {
+                namespace: "prod".into(),
+                name: "app".into(),
+                uid: "u".into(),
+                service_account: "app".into(),
+            },
+            provider: ProviderName::Vault,
+            class: "app".into(),
+            mode: Mode::DriverWritten,
+            plan: Ok(Arc::new(Self::spec())),
+            digest: [1; 32],
+            token: Ok((token, "sa".into())),
+            intact: true,
+            deadline: self.now + Duration::from_secs(90),
+        };
+        self.core.handle(Event::Mount(Box::new(mount)), self.now);
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        while let Some(action) = self.core.poll_action() {
+            let event = match action {
+                Action::Perform(op, _, request) => Some(self.perform(op, request)),
+                Action::Render(plan, _) => {
+                    Some(Event::Rendered(plan, Ok(vec![("db".into(), self.leases.to_string())])))
+                }
+                Action::Answer { answer, deliver, report, .. } => {
+                    self.answers.push((deliver.is_some(), answer));
+                    report.map(|plan| Event::Answered(plan, true))
+                }
+                Action::Swap { .. } => panic!("nothing is written into a driver-written volume"),
+                _ => None,
+            };
+            if let Some(event) = event {
+                self.core.handle(event, self.now);
+            }
+        }
+    }
+
+    fn perform(&mut self, op: OpId, request: Request) -> Event {
+        let terms = SessionTerms {
+            ttl: Duration::from_secs(1200),
+            renewable: true,
+            revocable: true,
+            num_uses: 0,
+            shareable: true,
+        };
+        let renewed =
+            crate::backend::Renewed { ttl: Duration::from_secs(1200), renewable: true, since: self.now };
+        let (asked, event) = match request {
+            Request::Login { .. } => ("login", Event::LoggedIn(op, Ok((terms, self.now)))),
+            Request::Fetch { .. } => {
+                self.leases += 1;
+                let lease = LeaseTerms {
+                    id: format!("database/creds/app/{}", self.leases),
+                    ttl: Duration::from_secs(600),
+                    renewable: false,
+                };
+                let mut digest = [0; 16];
+                digest[..8].copy_from_slice(&self.leases.to_be_bytes());
+                let fetched = Fetched {
+                    digest: Digest(digest),
+                    lease: Some(lease),
+                    lifetime: None,
+                    kv_version: None,
+                    since: self.now,
+                };
+                ("mint", Event::Fetched(op, Ok(fetched)))
+            }
+            Request::RenewSession(_) => ("renew-session", Event::Renewed(op, Ok(renewed))),
+            Request::RenewLease(..) => ("renew-lease", Event::Renewed(op, Ok(renewed))),
+            Request::RevokeSession(_) => ("revoke-session", Event::Revoked(op, Ok(()))),
+            Request::RevokeLease(..) => ("revoke-lease", Event::Revoked(op, Ok(()))),
+        };
+        self.asked.push(asked.into());
+        event
+    }
+
+    fn run_until(&mut self, until: BootTime) {
+        while let Some(at) = self.core.poll_timeout().filter(|at| *at <= until) {
+            self.now = self.now.max(at);
+            self.core.handle_timeout(self.now);
+            self.settle();
+        }
+        self.now = until;
+    }
+
+    fn pass(&mut self, seconds: u64) -> Vec<String> {
+        self.asked.clear();
+        self.run_until(self.now + Duration::from_secs(seconds));
+        std::mem::take(&mut self.asked)
+    }
+}
+
+#[test]
+fn an_old_credential_is_given_up_only_after_the_new_one_was_delivered_and_a_mount_came_again() {
+    let mut node = Node::new();
+    node.mount();
+    assert_eq!(node.answers.pop().map(|(files, answer)| (files, answer.is_ok())), Some((true, true)));
+    node.mount();
+    let (files, _) = node.answers.pop().expect("answered");
+    assert!(!files, "an unchanged mount hands the driver no file, and the driver leaves all as it is");
+    let asked = node.pass(420);
+    assert_eq!(asked, ["mint"], "the successor is there before the old one dies, and the old one lives");
+    node.asked.clear();
+    node.mount();
+    assert!(node.answers.pop().expect("answered").0, "the next Mount carries the whole set");
+    let after = node.pass(60);
+    assert!(
+        !after.iter().any(|asked| asked.starts_with("revoke")),
+        "the driver may not have written it: {after:?}"
+    );
+    node.mount();
+    assert!(!node.answers.pop().expect("answered").0);
+    let after = node.pass(1);
+    let given_back = after.iter().filter(|asked| asked.starts_with("revoke")).count();
+    assert_eq!(given_back, 1, "{after:?}");
+}
+
+#[test]
+fn driver_written_silence() {
+    let mut node = Node::new();
+    node.mount();
+    // Mounts keep coming every 5 minutes: three of these intervals are longer than ten minutes.
+    for _ in 0..6 {
+        node.pass(300);
+        node.mount();
+    }
+    node.answers.clear();
+    let asked = node.pass(880);
+    assert!(asked.iter().any(|asked| asked == "renew-session"), "it is taken for alive: {asked:?}");
+    node.pass(40);
+    assert!(node.core.volumes()[&node.key].silent, "three intervals without a Mount");
+    let after = node.pass(24 * 3600);
+    assert!(after.is_empty(), "it is left to expire: {after:?}");
+    // And back to life at once, with credentials that live.
+    node.mount();
+    let (files, answer) = node.answers.pop().expect("answered");
+    assert!(files && answer.is_ok());
+    assert_eq!(node.asked, ["login", "mint"]);
+    assert!(!node.core.volumes()[&node.key].silent);
+    // Without any observed interval the limit is ten minutes.
+    let mut node = Node::new();
+    node.mount();
+    node.pass(SILENCE.as_secs() - 1);
+    assert!(!node.core.volumes()[&node.key].silent);
+    node.pass(2);
+    assert!(node.core.volumes()[&node.key].silent);
+}
