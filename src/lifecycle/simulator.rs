@@ -122,7 +122,6 @@ pub(crate) struct Pod {
     /// Stale kubelet timers are ignored.
     turn: u64,
     pub(crate) mounted_at: Option<BootTime>,
-    pub(crate) started_at: BootTime,
     calls: u32,
 }
 
@@ -269,7 +268,6 @@ impl World {
             twice: false,
             turn: 0,
             mounted_at: None,
-            started_at: at(wishes.start),
             calls: 0,
         });
         self.schedule(at(wishes.start), Happening::Kubelet(index, 0));
@@ -343,7 +341,17 @@ impl World {
                     return;
                 }
                 self.say(|| format!("answer {op:?} {}", brief(&outcome)));
-                self.audit.ended(op, outcome.error().is_some(), self.now);
+                // A check whose value was replaced meanwhile is answered to nobody: no retry follows from it.
+                let heard = match self.node.core.ops.get(&op) {
+                    Some(Op::Check(key, _, id, _)) => {
+                        let volume = self.node.core.volumes.get(key);
+                        volume.and_then(|volume| volume.installed.as_ref()).is_some_and(|installed| {
+                            installed.dependencies.get(id).is_some_and(|known| known.op == Some(op))
+                        })
+                    }
+                    _ => true,
+                };
+                self.audit.ended(op, heard && outcome.error().is_some(), self.now);
                 self.node.ended(op, session, outcome, self.now);
             }
             Happening::Kubelet(pod, turn) => {

@@ -18,7 +18,7 @@ use super::{
 };
 
 fn run_seed(seed: u64, trace: bool) -> (Result<plan::Summary, String>, String) {
-    let mut world = World::new(seed, seed % 3 == 0);
+    let mut world = World::new(seed, seed.is_multiple_of(3));
     if trace {
         world.traced();
     }
@@ -44,22 +44,17 @@ fn simulate_node_days() {
     let first = number("LEASEHOLD_FIRST_SEED", 1);
     let started = Instant::now();
     let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
-    let failures: Vec<(u64, String)> = std::thread::scope(|scope| {
+    let results: Vec<(u64, Result<plan::Summary, String>)> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
             .map(|thread| {
                 scope.spawn(move || {
-                    let mut failures = Vec::new();
+                    let mut results = Vec::new();
                     let mut seed = first + thread;
                     while seed < first + seeds {
-                        if let (Err(error), _) = run_seed(seed, false) {
-                            failures.push((seed, error));
-                            if failures.len() > 20 {
-                                break;
-                            }
-                        }
+                        results.push((seed, run_seed(seed, false).0));
                         seed += threads;
                     }
-                    failures
+                    results
                 })
             })
             .collect();
@@ -70,9 +65,22 @@ fn simulate_node_days() {
         "{seeds} node-days in {took:?}: {:.2} ms of one core each",
         took.as_secs_f64() * 1000.0 * threads as f64 / seeds as f64
     );
-    for (seed, error) in &failures {
-        println!("seed {seed}: {error}");
+    let mut failures = Vec::new();
+    let (mut requests, mut restarts, mut outage_rate) = (0, 0, 0.0_f64);
+    for (seed, result) in results {
+        match result {
+            Ok(day) => {
+                requests += day.counts.requests();
+                restarts += day.restarts;
+                outage_rate = outage_rate.max(day.outage_rate);
+            }
+            Err(error) => {
+                println!("seed {seed}: {error}");
+                failures.push((seed, error));
+            }
+        }
     }
+    println!("{requests} requests, {restarts} restarts, at worst {outage_rate:.3} requests/s in an outage");
     if let Some((seed, error)) = failures.first() {
         panic!("{}", explain(*seed, error));
     }
