@@ -364,6 +364,11 @@ impl Lifecycle {
         }
         let Some(dependency) = self.installed_dependency(&key, id) else { return };
         if dependency.op != Some(op) {
+            // Of a value that was replaced meanwhile. That the server failed is news for its successor too.
+            if let Err(error) = result {
+                self.check_failed(&key, id, &error, false, now);
+                self.retime_volume(&key, now);
+            }
             return;
         }
         dependency.op = None;
