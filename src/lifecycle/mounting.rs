@@ -162,7 +162,22 @@ impl Lifecycle {
 
     fn mount_driver_written(&mut self, key: &VolumeKey, call: Call, was_silent: bool, now: BootTime) {
         let volume = self.volumes.get_mut(key).expect("the caller looked it up");
-        if let Some(attempt) = &mut volume.attempt
+        let dead = |attempt: &Attempt| {
+            let ends = |need: &Need| match need {
+                Need::Got(dependency) => dependency.ends(),
+                Need::Wanted | Need::InFlight(_) | Need::Reuse => None,
+            };
+            attempt.needs.values().filter_map(ends).any(|ends| ends <= now)
+        };
+        if let Some(attempt) = volume.attempt.as_ref()
+            && attempt.phase == Phase::Ready
+            && dead(attempt)
+        {
+            let (spec, digest) = (Arc::clone(&attempt.spec), attempt.digest);
+            self.abandon(key, "the replacement died before a Mount came for it", now);
+            let reason = Reason::HandOver("the replacement died before a Mount came for it".into());
+            self.start(key, reason, spec, digest, vec![call], now);
+        } else if let Some(attempt) = &mut volume.attempt
             && attempt.phase == Phase::Ready
         {
             attempt.calls.push(call);

@@ -125,7 +125,8 @@ fn managed(
             }
         })
         .collect();
-    let expired = dependencies.iter().any(|dependency| dependency.ttl_seconds == Some(0));
+    let mut known = installed.iter().flat_map(|installed| installed.dependencies.values());
+    let expired = known.any(|dependency| dependency.dies().is_some_and(|at| at <= now));
     let failing = volume.attempt.as_ref().and_then(|attempt| attempt.failure.as_ref());
     let state = match (installed, &volume.refused) {
         (_, Some(_)) => "refused",
