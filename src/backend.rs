@@ -151,6 +151,8 @@ pub enum SecretBody {
     Json(Arc<Envelope>),
     /// A raw endpoint (PEM, DER): the body as it came.
     Raw(Arc<crate::secret::SecretBytes>),
+    /// There is no such secret, and nobody minds ([`SecretRequest::optional`]).
+    Absent,
 }
 
 /// The envelope of a JSON answer, kept as it came so that a whole-response object can show it.

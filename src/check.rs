@@ -124,6 +124,7 @@ fn check_into(texts: &[(String, String)], report: &mut Report) {
         address: Some(UNKNOWN_ADDRESS.into()),
         namespace: String::new(),
         auth_mount: "kubernetes".into(),
+        node: String::new(),
         tls: TlsSpec::default(),
     };
     for (file, text) in texts {
