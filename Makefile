@@ -2,6 +2,7 @@
 #   make demo      see it work: OpenBao, a node and leasehold on loopback, in under a minute once built
 #   make test      all tests, against real parts; as root
 #   make lint      formatting, clippy, rustdoc, licences
+#   make check-deploy  chart, manifests, alerts, examples and docs, without a cluster
 #   make bench     latency of a Mount beside the bare round trips of the same client
 #   make soak      the tests that take hours
 #   make simulate  node-days of the core on a simulated clock
@@ -10,7 +11,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench soak simulate
+.PHONY: help setup demo test lint bench soak simulate check-deploy
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -42,3 +43,6 @@ soak: setup
 
 simulate:
 	cargo test --locked --lib -- --include-ignored simulat
+
+check-deploy:
+	@scripts/check-deploy

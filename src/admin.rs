@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tracing::{debug, warn};
 
-use crate::metrics::Metrics;
+use crate::{clock::boot_now, metrics::Metrics};
 
 /// Connections at once: the kubelet's probes, a scraper, and room.
 const MAX_CONNECTIONS: usize = 64;
@@ -139,7 +139,7 @@ impl Admin {
                 text(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, report)
             }
             "/metrics" => {
-                let mut response = text(StatusCode::OK, self.metrics.render());
+                let mut response = text(StatusCode::OK, self.metrics.render(boot_now()));
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
                 response

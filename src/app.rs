@@ -1,12 +1,6 @@
 //! The composition root: builds everything, binds last, runs, drains.
 
-use std::{
-    io::{self, Write},
-    path::Path,
-    process::ExitCode,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -15,8 +9,10 @@ use tracing::{error, info, warn};
 use crate::{
     admin::{self, Admin, Readiness},
     backend::vault::{Limits, VaultBackend},
-    cli::{Cli, Command, VersionFormat},
+    cli::{Cli, Command},
+    command,
     config::Config,
+    control::Control,
     metrics::Metrics,
     projection::mounts::MountTable,
     provider::{Edge, Mounter, Node},
@@ -39,21 +35,19 @@ const LINGER: Duration = Duration::from_secs(1);
 /// What kept the process from it.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
-        Command::Version(arguments) => {
-            writeln!(io::stdout(), "{}", version(arguments.output)).context("cannot write the version")?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Version(arguments) => command::version::run(&arguments),
+        Command::Check(arguments) => command::check::run(*arguments),
+        Command::Render(arguments) => command::render::run(*arguments),
+        Command::Ls(arguments) => command::ls::run(&arguments),
+        Command::Refresh(arguments) => command::refresh::run(arguments),
         Command::Provider(arguments) => {
             let print = arguments.print_config;
             let config = match Config::resolve(*arguments, |name| std::env::var(name).ok()) {
                 Ok(config) => config,
-                Err(error) => {
-                    writeln!(io::stderr(), "leasehold: {}", telemetry::chain(&error))?;
-                    return Ok(ExitCode::from(BAD_CONFIG));
-                }
+                Err(error) => return command::bad_config(&error),
             };
             if print {
-                write!(io::stdout(), "{}", config.describe()).context("cannot write the configuration")?;
+                command::print(&config.describe())?;
                 return Ok(ExitCode::SUCCESS);
             }
             telemetry::init(config.log);
@@ -67,22 +61,6 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             // A thread may wait for the state folder's lock without end, and is not waited for.
             runtime.shutdown_timeout(LINGER);
             ended
-        }
-    }
-}
-
-fn version(format: Option<VersionFormat>) -> String {
-    let (name, version, interface) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), "v1alpha1");
-    match format {
-        None => format!("{name} {version}"),
-        Some(VersionFormat::Json) => {
-            format!(r#"{{"name":"{name}","version":"{version}","providerInterface":"{interface}"}}"#)
-        }
-        Some(VersionFormat::JsonPretty) => format!(
-            "{{\n  \"name\": \"{name}\",\n  \"version\": \"{version}\",\n  \"providerInterface\": \"{interface}\"\n}}"
-        ),
-        Some(VersionFormat::Yaml) => {
-            format!("name: {name}\nversion: {version}\nproviderInterface: {interface}")
         }
     }
 }
@@ -119,6 +97,8 @@ async fn provider(config: Config) -> anyhow::Result<ExitCode> {
         () = signals.terminated() => return Ok(ExitCode::SUCCESS),
     };
     reporting.readiness.clear("volumes");
+    // The lock is ours now, and so is the name of the control socket.
+    let control = Control::start(&config.state_dir, manager.clone())?;
 
     let node = Node {
         mounter: mounter(manager),
@@ -135,6 +115,7 @@ async fn provider(config: Config) -> anyhow::Result<ExitCode> {
     info!("told to stop: answering the calls in flight");
     reporting.readiness.block("sockets", "shutting down");
     edge.drain(DRAIN).await;
+    control.stop();
     admin.abort();
     info!("stopped");
     Ok(ExitCode::SUCCESS)

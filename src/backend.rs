@@ -144,6 +144,14 @@ pub struct Secret {
     pub since: BootTime,
 }
 
+impl Secret {
+    /// That there is none, to a request sent at `since`.
+    pub const fn absent(since: BootTime) -> Self {
+        let body = SecretBody::Absent;
+        Self { body, lease: None, lifetime: None, kv_version: None, warnings: Vec::new(), since }
+    }
+}
+
 /// What an answer holds.
 #[derive(Clone, Debug)]
 pub enum SecretBody {

@@ -2,13 +2,19 @@
 //! policy under which they work. Pure but for reading the files it is given; talks to nobody.
 
 use std::{
-    fs, io,
+    collections::BTreeMap,
+    fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
-use crate::spec::{
-    FileMode, TlsSpec, VolumeSpec,
-    parameters::{self, Collected, Defaults},
+use crate::{
+    config::AUTH_MOUNT,
+    policy::Policy,
+    spec::{
+        FileMode, PodIdentity, ProviderName, TlsSpec, VolumeSpec,
+        parameters::{self, Collected, Defaults},
+    },
 };
 
 pub use suggest::suggest_policy;
@@ -21,7 +27,60 @@ mod tests;
 use manifest::Class;
 
 /// Stands for the agent's own address where it is not known; never connected to.
-const UNKNOWN_ADDRESS: &str = "https://agent.invalid";
+pub const UNKNOWN_ADDRESS: &str = "https://agent.invalid";
+/// What kubectl applies a manifest to that names no namespace.
+pub const DEFAULT_NAMESPACE: &str = "default";
+/// What a pod runs as that names no ServiceAccount.
+pub const DEFAULT_SERVICE_ACCOUNT: &str = "default";
+
+/// Largest file read; a folder of manifests has none that an API server would take beyond 1.5 MiB.
+const MAX_FILE: u64 = 16 << 20;
+
+/// What classes are examined by.
+#[derive(Clone, Debug)]
+pub struct Judge {
+    /// What parameters fall back to.
+    pub defaults: BTreeMap<ProviderName, Defaults>,
+    /// What a policy refuses is an error, where there is one.
+    pub policy: Option<Policy>,
+    /// Of manifests that name none.
+    pub namespace: String,
+    /// Whom the policy is asked for.
+    pub service_account: String,
+}
+
+impl Default for Judge {
+    /// Knows of no agent and no policy.
+    fn default() -> Self {
+        let defaults = Defaults {
+            address: Some(UNKNOWN_ADDRESS.into()),
+            namespace: String::new(),
+            auth_mount: AUTH_MOUNT.into(),
+            node: String::new(),
+            tls: TlsSpec::default(),
+        };
+        let all = [ProviderName::Leasehold, ProviderName::Vault, ProviderName::Openbao];
+        Self {
+            defaults: all.into_iter().map(|name| (name, defaults.clone())).collect(),
+            policy: None,
+            namespace: DEFAULT_NAMESPACE.into(),
+            service_account: DEFAULT_SERVICE_ACCOUNT.into(),
+        }
+    }
+}
+
+/// A SecretProviderClass of one of our provider names, as a manifest has it.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// `metadata.name`; empty when the manifest names none.
+    pub name: String,
+    /// `metadata.namespace`, when the manifest names one.
+    pub namespace: Option<String>,
+    /// `spec.provider`.
+    pub provider: ProviderName,
+    /// What it asks for, unless it has errors.
+    pub spec: Option<VolumeSpec>,
+}
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,51 +152,47 @@ impl Report {
     }
 }
 
-/// Checks files and folders (recursively, `.yaml`, `.yml` and `.json`), writes the report to `out` and says
-/// whether all is well.
-///
-/// # Errors
-/// Those of `out`. A file that cannot be read is a finding.
-pub fn run(paths: &[PathBuf], out: &mut dyn io::Write) -> io::Result<bool> {
-    let report = check_files(paths);
-    report.write(out)?;
-    Ok(!report.has_errors())
-}
-
-/// Checks files and folders; see [`run`].
-pub fn check_files(paths: &[PathBuf]) -> Report {
+/// Checks files, folders (recursively, `.yaml`, `.yml` and `.json`) and standard input (`-`). A file that
+/// cannot be read is a finding.
+pub fn check_files(paths: &[PathBuf], judge: &Judge) -> Report {
     let mut report = Report::default();
     let texts = read(paths, &mut report);
-    check_into(&texts, &mut report);
+    check_into(&texts, judge, &mut report);
     report
 }
 
-/// Checks texts under the names given.
+/// Checks texts under the names given, knowing of no agent and no policy.
 pub fn check_texts(texts: &[(String, String)]) -> Report {
     let mut report = Report::default();
-    check_into(texts, &mut report);
+    check_into(texts, &Judge::default(), &mut report);
     report
 }
 
-fn check_into(texts: &[(String, String)], report: &mut Report) {
-    let defaults = Defaults {
-        address: Some(UNKNOWN_ADDRESS.into()),
-        namespace: String::new(),
-        auth_mount: "kubernetes".into(),
-        node: String::new(),
-        tls: TlsSpec::default(),
-    };
+/// The classes of one file (`-` is standard input), and what is wrong with them.
+pub fn candidates(path: &Path, judge: &Judge) -> (Vec<Candidate>, Report) {
+    let mut report = Report::default();
+    let texts = read(&[path.to_owned()], &mut report);
+    let candidates = check_into(&texts, judge, &mut report);
+    (candidates, report)
+}
+
+fn check_into(texts: &[(String, String)], judge: &Judge, report: &mut Report) -> Vec<Candidate> {
+    let mut candidates = Vec::new();
     for (file, text) in texts {
         for class in manifest::classes(file, text, report) {
-            examine(&class, &defaults, report);
+            let spec = examine(&class, judge, report);
+            let Class { name, namespace, provider, .. } = class;
+            candidates.push(Candidate { name, namespace, provider, spec });
         }
     }
     report.findings.sort_by(|a, b| (&a.file, a.line, a.severity).cmp(&(&b.file, b.line, b.severity)));
+    candidates
 }
 
 /// Adds what is wrong with a class to the report, and gives its spec if it has one.
-fn examine(class: &Class, defaults: &Defaults, report: &mut Report) -> Option<VolumeSpec> {
+fn examine(class: &Class, judge: &Judge, report: &mut Report) -> Option<VolumeSpec> {
     report.classes += 1;
+    let defaults = judge.defaults.get(&class.provider)?;
     let Collected { spec, errors, warnings } =
         parameters::collect(class.provider, &class.parameters, FileMode::DEFAULT, defaults);
     for error in errors {
@@ -147,6 +202,22 @@ fn examine(class: &Class, defaults: &Defaults, report: &mut Report) -> Option<Vo
     for warning in warnings {
         let line = class.line_of(Some(&warning.parameter), warning.line);
         report.add(&class.file, line, Severity::Warning, warning);
+    }
+    if let (Some(policy), Some(spec)) = (&judge.policy, &spec) {
+        let pod = PodIdentity {
+            namespace: class.namespace.clone().unwrap_or_else(|| judge.namespace.clone()),
+            name: String::new(),
+            uid: String::new(),
+            service_account: judge.service_account.clone(),
+        };
+        if let Err(refusal) = policy.check(class.provider, &pod, spec) {
+            let of = if class.name.is_empty() { String::new() } else { format!(" {}", class.name) };
+            let message = format!(
+                "the policy refuses SecretProviderClass{of} in namespace {} for ServiceAccount {}: {refusal}",
+                pod.namespace, pod.service_account
+            );
+            report.add(&class.file, class.line, Severity::Error, message);
+        }
     }
     spec
 }
@@ -162,6 +233,13 @@ fn read(paths: &[PathBuf], report: &mut Report) -> Vec<(String, String)> {
 // Links are followed when named, never when found: a loop of links would have no end.
 fn read_one(path: &Path, named: bool, texts: &mut Vec<(String, String)>, report: &mut Report) {
     let shown = path.display().to_string();
+    if named && shown == "-" {
+        match bounded(io::stdin()) {
+            Ok(text) => texts.push((shown, text)),
+            Err(error) => report.add(&shown, 1, Severity::Error, format!("cannot read it: {error}")),
+        }
+        return;
+    }
     let kind = if named { fs::metadata(path) } else { fs::symlink_metadata(path) };
     let outcome = kind.and_then(|kind| {
         if kind.is_dir() {
@@ -170,13 +248,22 @@ fn read_one(path: &Path, named: bool, texts: &mut Vec<(String, String)>, report:
             entries.sort();
             entries.iter().for_each(|entry| read_one(entry, false, texts, report));
         } else if named || (kind.is_file() && is_manifest(path)) {
-            texts.push((shown.clone(), fs::read_to_string(path)?));
+            texts.push((shown.clone(), bounded(fs::File::open(path)?)?));
         }
         Ok(())
     });
     if let Err(error) = outcome {
         report.add(&shown, 1, Severity::Error, format!("cannot read it: {error}"));
     }
+}
+
+fn bounded(file: impl io::Read) -> io::Result<String> {
+    let mut text = String::new();
+    file.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(io::Error::other("it has more than 16 MiB"));
+    }
+    Ok(text)
 }
 
 fn is_manifest(path: &Path) -> bool {

@@ -7,7 +7,7 @@ use clap::{
     builder::{OsStringValueParser, TypedValueParser},
 };
 
-use crate::{config, telemetry::LogFormat};
+use crate::{check, config, telemetry::LogFormat};
 
 /// Node-local secrets delivery for Kubernetes.
 #[derive(Clone, Debug, Parser)]
@@ -23,6 +23,14 @@ pub struct Cli {
 pub enum Command {
     /// Serve the Secrets Store CSI driver on unix sockets (a DaemonSet).
     Provider(Box<ProviderArgs>),
+    /// Check SecretProviderClass manifests, offline: every problem with its line. Exit status 1 on errors.
+    Check(Box<CheckArgs>),
+    /// Show what a SecretProviderClass would read and write: a dry run against a real server.
+    Render(Box<RenderArgs>),
+    /// List the volumes of this node, with what they live on and what is due next; never a value.
+    Ls(LsArgs),
+    /// Check values in the store now, instead of at their next interval.
+    Refresh(RefreshArgs),
     /// Say which version this is.
     Version(VersionArgs),
 }
@@ -71,21 +79,9 @@ pub struct ProviderArgs {
     /// The kubelet's root folder, at the same path as on the host.
     #[arg(long, value_name = "DIR", env = "LEASEHOLD_KUBELET_ROOT", default_value = config::KUBELET_ROOT)]
     pub kubelet_root: PathBuf,
-    /// File with the rules of what a namespace may ask for.
-    #[arg(long, value_name = "FILE", env = "LEASEHOLD_POLICY", value_parser = path())]
-    pub policy: Option<PathBuf>,
     /// Where /livez, /readyz, /health/ready and /metrics are.
     #[arg(long, value_name = "[HOST]:PORT", env = "LEASEHOLD_HEALTH_ADDR", default_value = config::HEALTH_ADDR)]
     pub health_addr: String,
-    /// Address that a SecretProviderClass may name, beside our own. Repeatable.
-    #[arg(long, value_name = "URL", env = "LEASEHOLD_ALLOW_VAULT_ADDRESS", value_delimiter = ',')]
-    pub allow_vault_address: Vec<String>,
-    /// Folder below which a SecretProviderClass may name CA and client certificates. Repeatable.
-    #[arg(long, value_name = "DIR", env = "LEASEHOLD_ALLOW_TLS_DIR", value_delimiter = ',', value_parser = path())]
-    pub allow_tls_dir: Vec<PathBuf>,
-    /// Audience that a SecretProviderClass may name, beside the provider's default. Repeatable.
-    #[arg(long, value_name = "AUDIENCE", env = "LEASEHOLD_ALLOW_AUDIENCE", value_delimiter = ',')]
-    pub allow_audience: Vec<String>,
     /// Do not repair what drivers before 1.6.0 send as :authority; they cannot call then.
     #[arg(
         long, env = "LEASEHOLD_NO_AUTHORITY_SHIM", num_args = 0..=1, require_equals = true,
@@ -125,12 +121,140 @@ pub struct ProviderArgs {
     /// Of vault-csi-provider: the format of -version, which is handled before; alone it has no effect.
     #[arg(long, hide = true)]
     pub output: Option<String>,
+    /// What it judges by, and what parameters fall back to.
+    #[command(flatten)]
+    pub tenancy: TenancyArgs,
+}
+
+/// The rules for SecretProviderClasses, and what their parameters fall back to: of `provider`, and of the
+/// commands that foretell what it will do.
+#[derive(Args, Clone, Debug)]
+#[group(skip)]
+pub struct TenancyArgs {
+    /// File with the rules of what a namespace may ask for.
+    #[arg(long, value_name = "FILE", env = "LEASEHOLD_POLICY", value_parser = path())]
+    pub policy: Option<PathBuf>,
+    /// Address that a SecretProviderClass may name, beside our own. Repeatable.
+    #[arg(long, value_name = "URL", env = "LEASEHOLD_ALLOW_VAULT_ADDRESS", value_delimiter = ',')]
+    pub allow_vault_address: Vec<String>,
+    /// Folder below which a SecretProviderClass may name CA and client certificates. Repeatable.
+    #[arg(long, value_name = "DIR", env = "LEASEHOLD_ALLOW_TLS_DIR", value_delimiter = ',', value_parser = path())]
+    pub allow_tls_dir: Vec<PathBuf>,
+    /// Audience that a SecretProviderClass may name, beside the provider's default. Repeatable.
+    #[arg(long, value_name = "AUDIENCE", env = "LEASEHOLD_ALLOW_AUDIENCE", value_delimiter = ',')]
+    pub allow_audience: Vec<String>,
     /// Defaults for the providers vault and leasehold.
     #[command(flatten)]
     pub vault: VaultFlags,
     /// Defaults for the provider openbao.
     #[command(flatten)]
     pub openbao: OpenbaoFlags,
+}
+
+/// `leasehold check`.
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// Manifests, or folders of them; - is standard input.
+    #[arg(value_name = "FILE", required_unless_present = "suggest_policy")]
+    pub files: Vec<PathBuf>,
+    /// Print the smallest policy under which the SecretProviderClasses in DIR (and in FILE...) work.
+    /// Repeatable.
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub suggest_policy: Vec<PathBuf>,
+    /// Namespace of manifests that name none.
+    #[arg(long, value_name = "NAME", default_value = check::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+    /// ServiceAccount for which a policy is asked: manifests do not say whose pods will use them.
+    #[arg(long, value_name = "NAME", default_value = check::DEFAULT_SERVICE_ACCOUNT)]
+    pub service_account: String,
+    /// With --policy, what it would refuse is an error.
+    #[command(flatten)]
+    pub tenancy: TenancyArgs,
+}
+
+/// `leasehold render`.
+#[derive(Args, Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "switches of a command line")]
+pub struct RenderArgs {
+    /// Manifest with the SecretProviderClass; - is standard input.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Folder that the files would be in.
+    #[arg(long, value_name = "DIR")]
+    pub target: PathBuf,
+    /// Name of the SecretProviderClass, where the manifest has several.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// ServiceAccount token to log in with.
+    #[arg(long, value_name = "FILE", env = "LEASEHOLD_TOKEN_FILE", default_value = config::TOKEN_FILE)]
+    pub token_file: PathBuf,
+    /// Namespace of the pod; the token's own where not given.
+    #[arg(long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// Name of the pod; the token's own where not given.
+    #[arg(long, value_name = "NAME")]
+    pub pod: Option<String>,
+    /// ServiceAccount of the pod; the token's own where not given.
+    #[arg(long, value_name = "NAME")]
+    pub service_account: Option<String>,
+    /// Print the values too.
+    #[arg(long)]
+    pub show_values: bool,
+    /// Make requests that do something as well: PUT, POST, and those that make a lease.
+    #[arg(long)]
+    pub allow_writes: bool,
+    /// Write the files, with mode 0600, into DIR, which must be empty or missing.
+    #[arg(long)]
+    pub write: bool,
+    /// The agent's own rules hold here too.
+    #[command(flatten)]
+    pub tenancy: TenancyArgs,
+}
+
+/// `leasehold ls`.
+#[derive(Args, Clone, Debug)]
+pub struct LsArgs {
+    /// How to show it.
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: ListFormat,
+    /// The agent's state folder, where its control socket is.
+    #[arg(long, value_name = "DIR", env = "LEASEHOLD_STATE_DIR", default_value = config::STATE_DIR)]
+    pub state_dir: PathBuf,
+}
+
+/// The formats of `leasehold ls`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ListFormat {
+    /// One line for each volume.
+    Table,
+    /// The same with more columns.
+    Wide,
+    /// Everything there is.
+    Json,
+}
+
+/// `leasehold refresh`.
+#[derive(Args, Clone, Debug)]
+pub struct RefreshArgs {
+    /// The volumes of one pod.
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = pod_name,
+        required_unless_present = "all", conflicts_with = "all")]
+    pub pod: Option<(String, String)>,
+    /// Every volume of the node.
+    #[arg(long)]
+    pub all: bool,
+    /// The agent's state folder, where its control socket is.
+    #[arg(long, value_name = "DIR", env = "LEASEHOLD_STATE_DIR", default_value = config::STATE_DIR)]
+    pub state_dir: PathBuf,
+}
+
+fn pod_name(text: &str) -> Result<(String, String), &'static str> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok((namespace.to_owned(), name.to_owned()))
+        }
+        _ => Err("a pod is named NAMESPACE/NAME"),
+    }
 }
 
 /// Takes an empty path, which clap refuses: an empty variable in a pod's manifest is one that is not set.
@@ -303,6 +427,24 @@ mod tests {
             ("provider -state-dir /run/x", "provider --state-dir /run/x"),
         ] {
             assert_eq!(normalised(given), expected);
+        }
+    }
+
+    #[test]
+    fn refresh_wants_one_pod_or_all() {
+        for (arguments, taken) in [
+            ("refresh --all", true),
+            ("refresh --pod=shop/web-0 --state-dir=/x", true),
+            ("refresh", false),
+            ("refresh --all --pod=shop/web-0", false),
+            ("refresh --pod=web-0", false),
+            ("refresh --pod=a/b/c", false),
+            ("check", false),
+            ("check --suggest-policy=x", true),
+            ("check -", true),
+        ] {
+            let all = std::iter::once("leasehold").chain(arguments.split_whitespace()).map(OsString::from);
+            assert_eq!(Cli::try_parse_from(normalise(all)).is_ok(), taken, "{arguments}");
         }
     }
 

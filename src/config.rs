@@ -11,7 +11,7 @@ use std::{
 use tracing::Level;
 
 use crate::{
-    cli::{LogLevel, ProviderArgs, ServerFlags},
+    cli::{LogLevel, ProviderArgs, ServerFlags, TenancyArgs},
     policy::{Baseline, Policy, PolicyError},
     provider::Endpoint,
     spec::{ProviderName, TlsSpec, parameters::Defaults},
@@ -29,6 +29,8 @@ pub const STATE_DIR: &str = "/run/leasehold";
 pub const KUBELET_ROOT: &str = "/var/lib/kubelet";
 /// vault-csi-provider's own default: its chart's probes go there.
 pub const HEALTH_ADDR: &str = ":8080";
+/// Where a pod's manifest usually projects its token for Vault.
+pub const TOKEN_FILE: &str = "/var/run/secrets/tokens/vault";
 /// Auth mount where nobody names one, of both upstream providers.
 pub const AUTH_MOUNT: &str = "kubernetes";
 
@@ -112,6 +114,19 @@ pub fn parse_bool(text: &str) -> Result<bool, BoolError> {
     }
 }
 
+/// What SecretProviderClasses are judged by, and what their parameters fall back to.
+#[derive(Clone, Debug)]
+pub struct Tenancy {
+    /// The tenancy rules.
+    pub policy: Policy,
+    /// Where the rules came from, beside the flags.
+    pub policy_file: Option<PathBuf>,
+    /// What is allowed without a policy file.
+    pub baseline: Baseline,
+    /// What parameters fall back to, for all three providers.
+    pub defaults: BTreeMap<ProviderName, Defaults>,
+}
+
 /// What `leasehold provider` runs with.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -154,38 +169,8 @@ impl Config {
         let kubelet_root = absolute("kubelet-root", flags.kubelet_root)?;
         let health_addr = health_address(flags.health_addr)?;
 
-        let mut vault = defaults(&flags.vault.into(), &["VAULT_"], &environment)?;
-        // OpenBao's own client library reads Vault's variables where its own are not set.
-        let mut openbao = defaults(&flags.openbao.into(), &["BAO_", "VAULT_"], &environment)?;
-        // One process serves both names, and mostly one server: the name that nothing was said about has the
-        // other's settings.
-        let unsaid = Defaults {
-            address: None,
-            namespace: String::new(),
-            auth_mount: AUTH_MOUNT.to_owned(),
-            node: String::new(),
-            tls: TlsSpec::default(),
-        };
-        if openbao == unsaid && vault.address.is_some() {
-            openbao.clone_from(&vault);
-        } else if vault == unsaid && openbao.address.is_some() {
-            vault.clone_from(&openbao);
-        }
-        // From the downward API: templates may write it.
-        let node = NODE_VARIABLES.iter().find_map(|name| environment(name)).unwrap_or_default();
-        vault.node.clone_from(&node);
-        openbao.node = node;
-        let baseline = baseline(
-            &[&vault, &openbao],
-            flags.allow_vault_address,
-            flags.allow_tls_dir,
-            flags.allow_audience,
-        )?;
-        let policy_file = flags.policy.filter(|path| !path.as_os_str().is_empty());
-        let policy = match &policy_file {
-            None => Policy::baseline(baseline.clone()),
-            Some(path) => policy(path, baseline.clone())?,
-        };
+        let Tenancy { policy, policy_file, baseline, defaults } =
+            Tenancy::resolve(flags.tenancy, environment)?;
         Ok(Self {
             endpoints,
             state_dir,
@@ -193,11 +178,7 @@ impl Config {
             policy,
             policy_file,
             baseline,
-            defaults: BTreeMap::from([
-                (ProviderName::Leasehold, vault.clone()),
-                (ProviderName::Vault, vault),
-                (ProviderName::Openbao, openbao),
-            ]),
+            defaults,
             health_addr,
             authority_shim: !flags.no_authority_shim,
             log: LogConfig { level: level(flags.log_level, flags.debug), format: flags.log_format },
@@ -243,6 +224,60 @@ impl Config {
             setting("skip-verify", tls.skip_verify.then_some("true"));
         }
         text
+    }
+}
+
+impl Tenancy {
+    /// Validates `flags`; `environment` looks up the upstream programs' variables.
+    ///
+    /// # Errors
+    /// The first flag, variable or file that is wrong.
+    pub fn resolve(
+        flags: TenancyArgs,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let mut vault = defaults(&flags.vault.into(), &["VAULT_"], &environment)?;
+        // OpenBao's own client library reads Vault's variables where its own are not set.
+        let mut openbao = defaults(&flags.openbao.into(), &["BAO_", "VAULT_"], &environment)?;
+        // One process serves both names, and mostly one server: the name that nothing was said about has the
+        // other's settings.
+        let unsaid = Defaults {
+            address: None,
+            namespace: String::new(),
+            auth_mount: AUTH_MOUNT.to_owned(),
+            node: String::new(),
+            tls: TlsSpec::default(),
+        };
+        if openbao == unsaid && vault.address.is_some() {
+            openbao.clone_from(&vault);
+        } else if vault == unsaid && openbao.address.is_some() {
+            vault.clone_from(&openbao);
+        }
+        // From the downward API: templates may write it.
+        let node = NODE_VARIABLES.iter().find_map(|name| environment(name)).unwrap_or_default();
+        vault.node.clone_from(&node);
+        openbao.node = node;
+        let baseline = baseline(
+            &[&vault, &openbao],
+            flags.allow_vault_address,
+            flags.allow_tls_dir,
+            flags.allow_audience,
+        )?;
+        let policy_file = flags.policy.filter(|path| !path.as_os_str().is_empty());
+        let policy = match &policy_file {
+            None => Policy::baseline(baseline.clone()),
+            Some(path) => policy(path, baseline.clone())?,
+        };
+        Ok(Self {
+            policy,
+            policy_file,
+            baseline,
+            defaults: BTreeMap::from([
+                (ProviderName::Leasehold, vault.clone()),
+                (ProviderName::Vault, vault),
+                (ProviderName::Openbao, openbao),
+            ]),
+        })
     }
 }
 

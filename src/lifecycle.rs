@@ -36,6 +36,10 @@ mod mounting;
 pub mod renewal;
 pub mod session;
 mod sessions;
+#[cfg(test)]
+mod simulator;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 pub mod volume;
 
@@ -56,6 +60,8 @@ const LONG_TTL: Duration = Duration::from_secs(24 * 3600);
 const LEFTOVER_LIFE: Duration = Duration::from_secs(600);
 /// So many of them are, whatever they live.
 const LEFTOVER_COUNT: usize = 3;
+/// After an outage upkeep comes back over so long.
+const SPREAD: Duration = Duration::from_secs(20);
 /// Facts about paths remembered; beyond, they are learnt again.
 const FACTS: usize = 10_000;
 
@@ -65,8 +71,9 @@ enum Op {
     Login(SessionId),
     /// For a plan.
     Need(PlanId, DependencyId, SessionId),
-    /// A check of an installed answer.
-    Check(VolumeKey, u64, DependencyId),
+    /// A check of an installed answer, in the session it was made in: by the time it is answered the volume
+    /// may live in another.
+    Check(VolumeKey, u64, DependencyId, SessionId),
     RenewSession(SessionId),
     RenewLease(VolumeKey, u64, DependencyId, String),
     RevokeSession(SessionId),
@@ -161,8 +168,8 @@ impl Lifecycle {
                     self.observe(session, op, result.as_ref().err(), now);
                     self.need_answered(op, plan, dependency, session, result, now);
                 }
-                Some(Op::Check(key, serial, dependency)) => {
-                    self.check_answered(op, key, serial, dependency, result, now);
+                Some(Op::Check(key, serial, dependency, session)) => {
+                    self.check_answered(op, (key, serial), dependency, session, result, now);
                 }
                 _ => {}
             },
@@ -340,8 +347,8 @@ impl Lifecycle {
     }
 
     /// Whether upkeep may ask this server now; if not, when to look again. Foreground requests are not asked:
-    /// they carry their own patience.
-    fn admit(&mut self, address: &str, now: BootTime) -> Result<(), BootTime> {
+    /// they carry their own patience. `ends`: when what is asked for would die.
+    fn admit(&mut self, address: &str, ends: Option<BootTime>, now: BootTime) -> Result<(), BootTime> {
         let Some(server) = self.servers.get(address) else { return Ok(()) };
         let Some(until) = server.closed_until else { return Ok(()) };
         let probing = server.probe.is_some_and(|op| self.ops.contains_key(&op));
@@ -349,8 +356,9 @@ impl Lifecycle {
             return Ok(());
         }
         let from = until.max(now);
-        // Those who wait come back spread out, not together.
-        Err(from + self.jitter.between(Duration::from_secs(1), Duration::from_secs(20)))
+        // Those who wait come back spread out, not together; what dies soon does not wait for its turn.
+        let spread = ends.map_or(SPREAD, |ends| (from.until(ends) / 3).clamp(SPREAD / 20, SPREAD));
+        Err(from + self.jitter.between(spread / 20, spread))
     }
 
     /// Makes `op` the one request that may find out whether the server is back.

@@ -1,7 +1,11 @@
 //! What leasehold counts, in OpenMetrics. Labels are of closed sets only: no pod, no path, nothing that a
 //! tenant names.
 
-use std::{fmt::Write, sync::atomic::AtomicU64, time::Duration};
+use std::{
+    fmt::Write,
+    sync::{Mutex, PoisonError, atomic::AtomicU64},
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text::encode},
@@ -15,7 +19,13 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::{backend::FailureClass, lifecycle::message::Note, spec::ProviderName, volume::FailureKind};
+use crate::{
+    backend::FailureClass,
+    clock::BootTime,
+    lifecycle::message::{Lane, Note},
+    spec::ProviderName,
+    volume::FailureKind,
+};
 
 /// How a Mount was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,25 +79,23 @@ impl Operation {
     }
 }
 
-/// Who writes the files of a volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Mode {
-    /// Leasehold.
-    SelfWritten,
-    /// The driver, because the pods folder is not there with propagation.
-    DriverWritten,
-    /// Nobody: found without a journal, left alone until its next Mount.
-    Unmanaged,
-}
-
-impl Mode {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::SelfWritten => "self-written",
-            Self::DriverWritten => "driver-written",
-            Self::Unmanaged => "unmanaged",
-        }
-    }
+/// The node as its worker sees it. Times are deadlines: how far they are is computed when somebody asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Volumes that leasehold writes.
+    pub provider_written: usize,
+    /// Volumes that the driver writes, because the pods folder is not there with propagation.
+    pub driver_written: usize,
+    /// Volumes found without a journal, left alone until their next Mount.
+    pub unmanaged: usize,
+    /// End of the credential that ends first.
+    pub nearest_expiry: Option<BootTime>,
+    /// When the first session has no ServiceAccount token left to log in again with.
+    pub nearest_login_end: Option<BootTime>,
+    /// Sessions given up and not revoked yet, those within their overlap too.
+    pub sessions_owed: usize,
+    /// Single leases, the same.
+    pub leases_owed: usize,
 }
 
 /// A label value from a closed set.
@@ -128,6 +136,16 @@ struct ModeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: Label,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LaneLabels {
+    lane: Label,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SwapLabels {
     changed: Label,
 }
@@ -136,6 +154,9 @@ struct SwapLabels {
 struct TransitionLabels {
     transition: Label,
 }
+
+/// A gauge that is absent while there is nothing to measure.
+type Optional = Family<[(&'static str, &'static str); 0], Gauge<f64, AtomicU64>>;
 
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
@@ -149,6 +170,11 @@ pub struct Metrics {
     request_seconds: Histograms<OperationLabels>,
     refusals: Family<ProviderLabels, Counter>,
     volumes: Family<ModeLabels, Gauge>,
+    expiry: Optional,
+    login: Optional,
+    owed: Family<KindLabels, Gauge>,
+    queued: Family<LaneLabels, Gauge>,
+    snapshot: Mutex<Snapshot>,
     swaps: Family<SwapLabels, Counter>,
     swap_bytes: Counter<u64, AtomicU64>,
     swap_seconds: Histogram,
@@ -177,6 +203,10 @@ impl Metrics {
         let request_seconds: Histograms<_> = Family::new_with_constructor(seconds);
         let refusals = Family::default();
         let volumes = Family::default();
+        let expiry = Optional::default();
+        let login = Optional::default();
+        let owed = Family::default();
+        let queued = Family::default();
         let swaps = Family::default();
         let swap_bytes = Counter::default();
         // From 20 µs, one small file, by doubling.
@@ -199,6 +229,25 @@ impl Metrics {
         );
         registry.register("policy_refusals", "Mount calls that the node's policy refused", refusals.clone());
         registry.register("volumes", "Volumes held, by who writes their files", volumes.clone());
+        registry.register_with_unit(
+            "nearest_expiry",
+            "Time until the first credential in a volume ends; negative once it has, absent without one",
+            Unit::Seconds,
+            expiry.clone(),
+        );
+        registry.register_with_unit(
+            "nearest_login_end",
+            "Time until a session has no ServiceAccount token left to log in again with; the driver's next call \
+             brings one",
+            Unit::Seconds,
+            login.clone(),
+        );
+        registry.register(
+            "revocations_owed",
+            "Sessions and leases given up and not revoked yet, those within their overlap too",
+            owed.clone(),
+        );
+        registry.register("queue_depth", "Requests to the secret store that wait, by lane", queued.clone());
         registry.register(
             "swaps",
             "Renders brought to a volume, by whether anything was written",
@@ -230,6 +279,11 @@ impl Metrics {
             request_seconds,
             refusals,
             volumes,
+            expiry,
+            login,
+            owed,
+            queued,
+            snapshot: Mutex::default(),
             swaps,
             swap_bytes,
             swap_seconds,
@@ -276,19 +330,54 @@ impl Metrics {
         self.panics.inc();
     }
 
-    /// Sets how many volumes are held in `mode`.
-    pub fn volumes(&self, mode: Mode, count: usize) {
-        let count = i64::try_from(count).unwrap_or(i64::MAX);
-        self.volumes.get_or_create(&ModeLabels { mode: Label(mode.as_str()) }).set(count);
+    /// Sets how many requests wait in a lane.
+    pub fn queued(&self, lane: Lane, count: usize) {
+        let lane = Label(match lane {
+            Lane::Foreground => "foreground",
+            Lane::Background => "background",
+        });
+        self.queued.get_or_create(&LaneLabels { lane }).set(whole(count));
     }
 
-    /// All of it as OpenMetrics text.
-    pub fn render(&self) -> String {
+    /// Takes the node's state, until the next.
+    pub fn observed(&self, snapshot: Snapshot) {
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+
+    /// All of it as OpenMetrics text, as of `now`.
+    pub fn render(&self, now: BootTime) -> String {
+        let snapshot = *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        for (mode, count) in [
+            ("provider-written", snapshot.provider_written),
+            ("driver-written", snapshot.driver_written),
+            ("unmanaged", snapshot.unmanaged),
+        ] {
+            self.volumes.get_or_create(&ModeLabels { mode: Label(mode) }).set(whole(count));
+        }
+        for (kind, count) in [("session", snapshot.sessions_owed), ("lease", snapshot.leases_owed)] {
+            self.owed.get_or_create(&KindLabels { kind: Label(kind) }).set(whole(count));
+        }
+        for (gauge, at) in
+            [(&self.expiry, snapshot.nearest_expiry), (&self.login, snapshot.nearest_login_end)]
+        {
+            match at {
+                Some(at) => {
+                    let left = now.until(at).as_secs_f64() - now.since(at).as_secs_f64();
+                    gauge.get_or_create(&[]).set(left);
+                }
+                None => gauge.clear(),
+            }
+        }
         let mut text = String::new();
         // Writing into a String does not fail.
         let _infallible = encode(&mut text, &self.registry);
-        text
+        // The encoder writes an empty label set where a family has none.
+        text.replace("{} ", " ")
     }
+}
+
+fn whole(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -307,8 +396,18 @@ mod tests {
         metrics.requested(Operation::Fetch, Some(FailureClass::Throttled), Duration::from_millis(1));
         metrics.refused(ProviderName::Openbao);
         metrics.panicked();
-        metrics.volumes(Mode::DriverWritten, 7);
-        let text = metrics.render();
+        metrics.queued(Lane::Background, 5);
+        let now = BootTime::from_millis(100_000);
+        let idle = metrics.render(now);
+        assert!(!idle.contains("\nleasehold_nearest_"), "absent without anything to measure:\n{idle}");
+        metrics.observed(Snapshot {
+            driver_written: 7,
+            nearest_expiry: Some(BootTime::from_millis(160_500)),
+            nearest_login_end: Some(BootTime::from_millis(90_000)),
+            leases_owed: 2,
+            ..Snapshot::default()
+        });
+        let text = metrics.render(now);
         for line in [
             "leasehold_mounts_total{provider=\"vault\",result=\"ok\"} 1",
             "leasehold_mounts_total{provider=\"vault\",result=\"internal\"} 1",
@@ -317,6 +416,12 @@ mod tests {
             "leasehold_request_duration_seconds_count{operation=\"fetch\"} 1",
             "leasehold_policy_refusals_total{provider=\"openbao\"} 1",
             "leasehold_volumes{mode=\"driver-written\"} 7",
+            "leasehold_volumes{mode=\"provider-written\"} 0",
+            "leasehold_nearest_expiry_seconds 60.5",
+            "leasehold_nearest_login_end_seconds -10.0",
+            "leasehold_revocations_owed{kind=\"lease\"} 2",
+            "leasehold_revocations_owed{kind=\"session\"} 0",
+            "leasehold_queue_depth{lane=\"background\"} 5",
             "leasehold_panics_total 1",
             concat!("leasehold_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
             "# EOF",

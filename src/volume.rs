@@ -15,6 +15,7 @@ use crate::{
 };
 
 mod execute;
+mod gauges;
 mod holdings;
 mod journal;
 mod queue;

@@ -14,6 +14,8 @@ const API_VERSIONS: [&str; 2] = ["secrets-store.csi.x-k8s.io/v1", "secrets-store
 /// A SecretProviderClass for one of our providers.
 pub(super) struct Class {
     pub(super) file: String,
+    /// `metadata.name`; empty when the manifest names none.
+    pub(super) name: String,
     /// `metadata.namespace`, when the manifest names one.
     pub(super) namespace: Option<String>,
     pub(super) provider: ProviderName,
@@ -97,6 +99,7 @@ fn class(file: &str, node: &Node, report: &mut Report) -> Option<Class> {
     }
     let mut class = Class {
         file: file.to_owned(),
+        name: metadata("name").and_then(Node::as_text).unwrap_or_default().to_owned(),
         namespace: namespace.and_then(Node::as_text).map(str::to_owned),
         provider,
         parameters: BTreeMap::new(),

@@ -6,14 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Class, Report, UNKNOWN_ADDRESS, examine, manifest, read};
+use super::{Class, Judge, Report, UNKNOWN_ADDRESS, examine, manifest, read};
 use crate::{
     policy::address_key,
     spec::{Object, TlsSpec, VolumeSpec, parameters::Defaults},
 };
-
-/// What kubectl applies a manifest to that names no namespace.
-const DEFAULT_NAMESPACE: &str = "default";
 
 /// What the classes of one namespace ask for at one address.
 #[derive(Default)]
@@ -33,25 +30,30 @@ struct Needs {
 }
 
 /// Writes a policy file that allows the SecretProviderClasses in `paths` and nothing else, as far as can be
-/// told offline: which ServiceAccounts use them cannot. `defaults` are the agent's own, as far as known.
+/// told offline: which ServiceAccounts use them cannot. `judge` has the agent's own defaults, as far as known.
 /// What cannot be read or parsed is left out and is in the report that is given back.
 ///
 /// # Errors
 /// Those of `out`.
-pub fn suggest_policy(paths: &[PathBuf], defaults: &Defaults, out: &mut dyn io::Write) -> io::Result<Report> {
+pub fn suggest_policy(paths: &[PathBuf], judge: &Judge, out: &mut dyn io::Write) -> io::Result<Report> {
     let mut report = Report::default();
-    let own = defaults.address.clone().unwrap_or_else(|| UNKNOWN_ADDRESS.into());
-    let defaults = Defaults { address: Some(own.clone()), ..defaults.clone() };
+    let mut judge = Judge { policy: None, ..judge.clone() };
+    for defaults in judge.defaults.values_mut() {
+        defaults.address.get_or_insert_with(|| UNKNOWN_ADDRESS.into());
+    }
+    let own: BTreeSet<_> = judge.defaults.values().filter_map(|own| own.address.as_deref()).collect();
+    let own: BTreeSet<_> = own.into_iter().filter_map(|own| address_key(own).ok()).collect();
     let mut rules: BTreeMap<(String, Option<String>), Needs> = BTreeMap::new();
     for (file, text) in read(paths, &mut report) {
         for class in manifest::classes(&file, &text, &mut report) {
-            let Some(spec) = examine(&class, &defaults, &mut report) else { continue };
-            let namespace = class.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.into());
+            let Some(spec) = examine(&class, &judge, &mut report) else { continue };
+            let Some(defaults) = judge.defaults.get(&class.provider) else { continue };
+            let namespace = class.namespace.clone().unwrap_or_else(|| judge.namespace.clone());
             let address = &spec.connection.address;
-            // The agent's own address is allowed to those who name none.
-            let is_own = address_key(address).is_ok() && address_key(address) == address_key(&own);
+            // The agent's own addresses are allowed to those who name none.
+            let is_own = address_key(address).is_ok_and(|key| own.contains(&key));
             let address = (!is_own).then(|| address.clone());
-            rules.entry((namespace, address)).or_default().add(&class, &spec, &defaults);
+            rules.entry((namespace, address)).or_default().add(&class, &spec, defaults);
         }
     }
     writeln!(out, "# The smallest policy for {} SecretProviderClass(es).", report.classes)?;

@@ -92,10 +92,9 @@ fn folders_are_read_and_what_cannot_be_read_is_said() {
     fs::write(dir.path().join("a.yaml"), "kind: Pod\n").unwrap();
     fs::write(dir.path().join("README.md"), "no: [manifest").unwrap();
     fs::write(dir.path().join("c.yaml"), b"\xff").unwrap();
-    let mut out = Vec::new();
     let missing = dir.path().join("missing");
-    assert!(!run(&[dir.path().to_owned(), missing.clone()], &mut out).unwrap());
-    let report = check_files(&[dir.path().to_owned(), missing]);
+    let report = check_files(&[dir.path().to_owned(), missing], &Judge::default());
+    assert!(report.has_errors());
     assert_eq!((report.classes, report.skipped), (3, 3));
     let unread: Vec<_> =
         report.findings.iter().filter(|it| it.message.starts_with("cannot read it")).collect();
@@ -142,15 +141,12 @@ fn the_suggested_policy_allows_the_classes_and_no_neighbour() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.yaml");
     fs::write(&path, GOOD).unwrap();
-    let defaults = Defaults {
-        address: Some("https://vault:8200".into()),
-        namespace: String::new(),
-        auth_mount: "kubernetes".into(),
-        node: String::new(),
-        tls: TlsSpec::default(),
-    };
+    let mut judge = Judge::default();
+    for defaults in judge.defaults.values_mut() {
+        defaults.address = Some("https://vault:8200".into());
+    }
     let mut out = Vec::new();
-    let report = suggest_policy(&[dir.path().to_owned()], &defaults, &mut out).unwrap();
+    let report = suggest_policy(&[dir.path().to_owned()], &judge, &mut out).unwrap();
     assert_eq!((report.classes, report.findings.len()), (3, 0), "{report:?}");
     let text = String::from_utf8(out).unwrap();
     let baseline = Baseline { addresses: vec!["https://vault:8200".into()], ..Baseline::default() };
@@ -165,7 +161,7 @@ fn the_suggested_policy_allows_the_classes_and_no_neighbour() {
     let specs: Vec<(ProviderName, String, VolumeSpec)> = manifest::classes("m.yaml", GOOD, &mut ignored)
         .into_iter()
         .map(|class| {
-            let spec = examine(&class, &defaults, &mut Report::default()).unwrap();
+            let spec = examine(&class, &judge, &mut Report::default()).unwrap();
             (class.provider, class.namespace.unwrap_or_else(|| "default".into()), spec)
         })
         .collect();

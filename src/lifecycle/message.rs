@@ -290,6 +290,8 @@ pub enum Note {
     },
     /// A granted TTL is so long that a node's reboot leaves orphans for as long.
     LongTtl(Duration),
+    /// The role grants tokens that nobody can revoke.
+    Unrevocable,
 }
 
 impl Note {
@@ -308,6 +310,7 @@ impl Note {
             Self::Unmounted => "unmounted",
             Self::Silent { .. } => "silent",
             Self::LongTtl(_) => "long-ttl",
+            Self::Unrevocable => "unrevocable",
         }
     }
 }
@@ -347,6 +350,10 @@ impl fmt::Display for Note {
                     None => Ok(()),
                 }
             }
+            Self::Unrevocable => f.write_str(
+                "the role grants batch tokens: what is made with them cannot be given back at unmount and lives to \
+                 its TTL; set token_type to service on the role, or keep token_ttl short",
+            ),
             Self::LongTtl(ttl) => write!(
                 f,
                 "a login was granted {}s: a reboot of the node leaves its leases alive for as long; set token_ttl \

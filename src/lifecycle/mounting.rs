@@ -31,6 +31,9 @@ pub(super) const REGRESSIONS_BELIEVED: u32 = 4;
 /// and by 2.2 s at most as measured.
 const ABSENT_TRIES: u32 = 4;
 
+/// A credential with less life than this left is not worth writing.
+const BRIEF: Duration = Duration::from_secs(5);
+
 impl Lifecycle {
     pub(super) fn mount(&mut self, mount: Mount, now: BootTime) {
         let key = mount.key.clone();
@@ -69,9 +72,11 @@ impl Lifecycle {
         volume.mounted = true;
         volume.grace_until = None;
         volume.hold_until = None;
+        let mut fresh = false;
         if let Ok((times, uid)) = &mount.token {
             // The kubelet repeats a token until it is due for a new one; an older one never replaces a newer.
-            if volume.token.is_none_or(|held| times.issued >= held.issued) {
+            fresh = volume.token.is_none_or(|held| times.issued > held.issued);
+            if fresh || volume.token.is_some_and(|held| times.issued == held.issued) {
                 volume.token = Some(*times);
             }
             volume.service_account_uid.clone_from(uid);
@@ -82,6 +87,9 @@ impl Lifecycle {
         }
         volume.last_mount = now;
         self.dirty_volumes.insert(key.clone());
+        if fresh {
+            self.token_came(&key, now);
+        }
         self.give_back_at_mount(&key, now);
         if self.volumes.get(&key).is_some_and(Volume::is_live) {
             self.mount_live(&key, mount, was_silent, now);
@@ -223,6 +231,13 @@ impl Lifecycle {
                 }
             }
         }
+        // What was minted and then had to wait, for space or for a Mount, may have died meanwhile.
+        for need in attempt.needs.values_mut() {
+            if matches!(need, Need::Got(dependency) if dependency.ends().is_some_and(|ends| ends <= now + BRIEF))
+            {
+                *need = Need::Wanted;
+            }
+        }
         attempt.phase = Phase::Gathering;
         self.advance(key, now);
     }
@@ -302,6 +317,7 @@ impl Lifecycle {
             session_record.users.insert(key.clone());
             session_record.idle_since = None;
         }
+        self.retime_session(session, now);
         self.dirty_volumes.insert(key.clone());
         self.dirty_sessions.insert(session);
         if !matches!(
@@ -391,13 +407,14 @@ impl Lifecycle {
             }
             return;
         }
+        let ends = installed_ends(volume);
         let Some(record) = self.sessions.get(&session) else { return };
         let address = record.identity.connection.address.clone();
         match record.state {
             SessionState::New(Some(_)) => {}
             SessionState::New(None) => {
                 if lane == Lane::Background
-                    && let Err(until) = self.admit(&address, now)
+                    && let Err(until) = self.admit(&address, ends, now)
                 {
                     self.wait(key, until, now);
                     return;
@@ -411,7 +428,7 @@ impl Lifecycle {
             }
             SessionState::Live => {
                 if lane == Lane::Background
-                    && let Err(until) = self.admit(&address, now)
+                    && let Err(until) = self.admit(&address, ends, now)
                 {
                     self.wait(key, until, now);
                     return;
@@ -478,6 +495,7 @@ impl Lifecycle {
             record.users.insert(key.clone());
             record.idle_since = None;
         }
+        self.retime_session(session, now);
         self.dirty_sessions.insert(session);
         self.dirty_volumes.insert(key.clone());
         if Some(former) != installed_session && former != session {
@@ -818,6 +836,10 @@ impl Lifecycle {
                 );
                 self.answer_all(&key, failure);
             }
+            SwapOutcome::Gone if live => {
+                self.unmounted(&key, now);
+                return;
+            }
             SwapOutcome::Gone => {
                 volume.mounted = false;
                 attempt.phase = Phase::Waiting(None);
@@ -888,6 +910,8 @@ impl Lifecycle {
         volume.grace_until = None;
         volume.rejected = None;
         let driver_written = volume.mode == Mode::DriverWritten;
+        let overlap = old.iter().flat_map(|old| old.dependencies.values()).map(|known| known.overlap).max();
+        let overlap = overlap.unwrap_or_default();
         self.actions.push_back(Action::Keep(plan, hold));
         match old {
             None => self.note(Some(key), Note::Mounted { objects }),
@@ -896,7 +920,7 @@ impl Lifecycle {
         self.dirty_volumes.insert(key.clone());
         self.dirty_sessions.insert(attempt.session);
         if !leased {
-            self.share(key, attempt.session, now);
+            self.share(key, attempt.session, overlap, now);
         }
         let session = self.volumes[key].installed.as_ref().map(|installed| installed.session);
         if let Some(session) = session {
@@ -1198,6 +1222,16 @@ impl Lifecycle {
 
 fn call_of(mount: &Mount, now: BootTime) -> Call {
     Call { id: mount.call, patience: (now + PATIENCE).min(mount.deadline), deadline: mount.deadline }
+}
+
+/// When the first of a volume's credentials ends.
+fn installed_ends(volume: &Volume) -> Option<BootTime> {
+    volume
+        .installed
+        .iter()
+        .flat_map(|installed| installed.dependencies.values())
+        .filter_map(Dependency::ends)
+        .min()
 }
 
 const fn volume_is_idle(volume: &Volume) -> bool {

@@ -42,15 +42,19 @@ pub enum SessionState {
     Retiring(BootTime),
 }
 
-/// A lease that is to be given back although its session lives on.
+/// A lease to be revoked by itself. It stays on record until the server has answered: a crash in between
+/// must not lose the debt.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct OwedLease {
+pub struct Owed {
     /// Its id.
     pub lease: String,
-    /// Not before.
-    pub at: BootTime,
     /// When it ends by itself.
     pub ends: BootTime,
+    /// Not before.
+    pub at: BootTime,
+    /// Revocation in flight.
+    #[serde(skip)]
+    pub op: Option<OpId>,
 }
 
 /// A session.
@@ -92,7 +96,10 @@ pub struct Session {
     /// Leases made in it that nobody uses and that could not be revoked; end of each.
     pub leftover: Vec<(String, BootTime)>,
     /// Leases made in it that are to be revoked one by one.
-    pub owed: Vec<OwedLease>,
+    pub owed: Vec<Owed>,
+    /// Whether the end of its life, and so of all its leases, was reported.
+    #[serde(skip)]
+    pub expiry_noted: bool,
 }
 
 impl Session {
@@ -117,12 +124,18 @@ impl Session {
             retired_from: None,
             leftover: Vec::new(),
             owed: Vec::new(),
+            expiry_noted: false,
         }
     }
 
     /// Whether requests can be made in it.
     pub fn is_live(&self) -> bool {
         self.state == SessionState::Live
+    }
+
+    /// When it ends, and every lease made in it; `None` before the login, and for one that lives for ever.
+    pub fn ends(&self) -> Option<BootTime> {
+        self.term.filter(|term| !term.ttl.is_zero()).map(Term::ends)
     }
 
     /// Its lifetime with what we learnt about renewing it.

@@ -1,13 +1,13 @@
 //! Logins, their sharing, hand-over and revocation.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    LEFTOVER_COUNT, LEFTOVER_LIFE, LONG_TTL, Lifecycle, Op, SHARED_GRACE, TimerKey,
+    LEFTOVER_COUNT, LEFTOVER_LIFE, LONG_TTL, Lifecycle, Op, RETRY_GRACE, SHARED_GRACE, TimerKey,
     backoff::Pace,
     message::{Action, Lane, Note, OpId, Request, TokenTimes},
     renewal::{Step, Term, decide, replace_by},
-    session::{OwedLease, Session, SessionId, SessionState},
+    session::{Owed, Session, SessionId, SessionState},
     volume::Reason,
 };
 use crate::{
@@ -20,6 +20,10 @@ use crate::{
 /// How long before a ServiceAccount token ends it is used a last time, if no fresh one came: the kubelet
 /// replaces it at four fifths of its life, so by then none will.
 const LAST_LOGIN: Duration = Duration::from_secs(30);
+
+/// How often it is looked whether the last request of a session that is given up has ended; each does, by its
+/// own time-out.
+const MINTING: Duration = Duration::from_millis(100);
 
 impl Lifecycle {
     /// Starts a login with the freshest token of the session's users.
@@ -54,6 +58,29 @@ impl Lifecycle {
         }
     }
 
+    /// A Mount brought a newer ServiceAccount token: what waited for one goes on, and what was planned by the
+    /// end of the former is planned anew.
+    pub(super) fn token_came(&mut self, key: &VolumeKey, now: BootTime) {
+        let mut ids: Vec<SessionId> = Vec::new();
+        for (id, record) in &self.sessions {
+            let waits = record.state == SessionState::New(None) && record.succeeds.is_some();
+            let former = record.succeeds.and_then(|former| self.sessions.get(&former));
+            if record.users.contains(key)
+                || (waits && former.is_some_and(|former| former.users.contains(key)))
+            {
+                ids.push(*id);
+            }
+        }
+        for id in ids {
+            if let Some(record) = self.sessions.get_mut(&id)
+                && record.state == SessionState::New(None)
+            {
+                record.wait_until = None;
+            }
+            self.retime_session(id, now);
+        }
+    }
+
     fn freshest_token(&self, session: &Session, now: BootTime) -> Option<(VolumeKey, TokenTimes)> {
         session
             .users
@@ -83,10 +110,17 @@ impl Lifecycle {
                 record.wait_until = None;
                 record.last_error = None;
                 let succeeds = record.succeeds.take();
-                let wanted = !record.users.is_empty() || succeeds.is_some();
-                let first = record.users.first().cloned();
+                let (own, first) = (!record.users.is_empty(), record.users.first().cloned());
+                let wanted = own || succeeds.is_some_and(|former| self.has_users(former));
                 if terms.ttl > LONG_TTL || terms.ttl.is_zero() {
                     self.note(first.as_ref(), Note::LongTtl(terms.ttl));
+                }
+                let delivered = first
+                    .as_ref()
+                    .and_then(|key| self.volumes.get(key))
+                    .is_some_and(|volume| volume.is_live());
+                if !terms.revocable && !delivered {
+                    self.note(first.as_ref(), Note::Unrevocable);
                 }
                 if !wanted {
                     self.retire_session(id, now, None);
@@ -107,10 +141,12 @@ impl Lifecycle {
         record.state = SessionState::New(None);
         record.last_error = Some(error.message.clone());
         let succeeds = record.succeeds;
-        if record.users.is_empty() && succeeds.is_none() {
+        let own = !record.users.is_empty();
+        if !own && succeeds.is_none_or(|former| !self.has_users(former)) {
             self.forget_session(id);
             return;
         }
+        let Some(record) = self.sessions.get_mut(&id) else { return };
         if let Some(former) = succeeds {
             let pace = if super::passes(error) { Pace::BACKGROUND } else { Pace::REFUSED };
             let wait = record.backoff.next(pace, error.retry_after, &mut self.jitter);
@@ -121,6 +157,10 @@ impl Lifecycle {
             self.retime_session(id, now);
         }
         self.login_ended(id, Err(error), now);
+    }
+
+    fn has_users(&self, id: SessionId) -> bool {
+        self.sessions.get(&id).is_some_and(|record| !record.users.is_empty())
     }
 
     /// A lease-free session takes over the users of the one it succeeds: nothing is read, nothing written.
@@ -158,7 +198,8 @@ impl Lifecycle {
     }
 
     /// A mount without leases lets its session serve the identity's others.
-    pub(super) fn share(&mut self, key: &VolumeKey, id: SessionId, now: BootTime) {
+    /// `overlap`: how long what it made before may still be in use.
+    pub(super) fn share(&mut self, key: &VolumeKey, id: SessionId, overlap: Duration, now: BootTime) {
         let Some(record) = self.sessions.get(&id) else { return };
         let shareable =
             record.terms.is_some_and(|terms| terms.shareable && terms.num_uses == 0 && terms.revocable);
@@ -188,7 +229,7 @@ impl Lifecycle {
         }
         self.dirty_sessions.insert(other);
         self.dirty_volumes.insert(key.clone());
-        self.leave_session(id, key, now, now);
+        self.leave_session(id, key, now + overlap, now);
         self.retime_session(other, now);
     }
 
@@ -299,7 +340,7 @@ impl Lifecycle {
             let ttl = now.until(ends);
             self.note(first.as_ref(), Note::LeftToExpire { what: lease_path(&lease), ttl });
         } else {
-            record.owed.push(OwedLease { lease, at, ends });
+            record.owed.push(Owed { lease, ends, at, op: None });
         }
         self.retime_session(id, now);
     }
@@ -315,6 +356,7 @@ impl Lifecycle {
         let Some(record) = self.sessions.get_mut(&id) else { return };
         self.dirty_sessions.insert(id);
         let first = record.users.first().cloned();
+        record.owed.retain(|owed| owed.lease != lease);
         match result {
             Ok(()) => {
                 record.backoff.reset();
@@ -322,7 +364,7 @@ impl Lifecycle {
             }
             Err(error) if super::passes(&error) => {
                 let wait = record.backoff.next(Pace::REVOKE, error.retry_after, &mut self.jitter);
-                record.owed.push(OwedLease { lease, at: now + wait, ends });
+                record.owed.push(Owed { lease, ends, at: now + wait, op: None });
             }
             Err(error) => {
                 if error.class == FailureClass::Denied {
@@ -353,6 +395,7 @@ impl Lifecycle {
         match result {
             Ok(Renewed { ttl, renewable, since }) => {
                 record.term = record.term.map(|term| term.renewed(since, ttl, renewable, jitter));
+                record.expiry_noted = false;
                 record.backoff.reset();
                 record.wait_until = None;
                 record.last_error = None;
@@ -389,6 +432,8 @@ impl Lifecycle {
                 self.note(from.as_ref(), Note::Revoked(what));
                 self.forget_session(id);
             }
+            // Unknown already.
+            Err(error) if error.class == FailureClass::LeaseGone => self.forget_session(id),
             Err(error) => {
                 let wait = record.backoff.next(Pace::REVOKE, error.retry_after, &mut self.jitter);
                 record.wait_until = Some(now + wait);
@@ -462,9 +507,10 @@ impl Lifecycle {
         let Some(installed) = &volume.installed else { return };
         let (spec, digest) = (installed.spec.clone(), installed.digest);
         match &volume.attempt {
-            // Somebody waits for it, or it does the same already.
+            // Somebody waits for it, or it makes everything again in another session already.
             Some(attempt)
                 if !attempt.calls.is_empty()
+                    || attempt.session != installed.session
                     || matches!(attempt.reason, Reason::HandOver(_) | Reason::Edit) =>
             {
                 return;
@@ -481,11 +527,22 @@ impl Lifecycle {
         self.set_timer(TimerKey::Session(id), None);
         let Some(record) = self.sessions.get(&id) else { return };
         let address = record.identity.connection.address.clone();
+        // A successor is urgent as long as the one it succeeds lives.
+        let dying = record.succeeds.and_then(|former| self.sessions.get(&former)).unwrap_or(record);
+        let ends = dying.term.filter(|term| !term.ttl.is_zero()).map(Term::ends);
         let blocked = record.op.is_some() || record.wait_until.is_some_and(|until| now < until);
         match record.state {
             SessionState::New(Some(_)) => {}
+            // Whom it was to succeed has gone, and so have the pods: nobody waits for the login.
+            SessionState::New(None)
+                if record.users.is_empty()
+                    && record.succeeds.is_some_and(|former| !self.has_users(former)) =>
+            {
+                self.forget_session(id);
+                return;
+            }
             SessionState::New(None) if record.succeeds.is_some() && !blocked => {
-                match self.admit(&address, now) {
+                match self.admit(&address, ends, now) {
                     Ok(()) => self.login(id, Lane::Background, now),
                     Err(until) => self.delay_session(id, until),
                 }
@@ -499,8 +556,12 @@ impl Lifecycle {
                     self.forget_session(id);
                     return;
                 }
-                if at <= now && !blocked {
-                    match self.admit(&address, now) {
+                // A lease that is being made while its session is revoked may outlive both.
+                let minting = self.ops.values().any(|op| matches!(op, Op::Need(_, _, of) if *of == id));
+                if at <= now && !blocked && minting {
+                    self.delay_session(id, now + MINTING);
+                } else if at <= now && !blocked {
+                    match self.admit(&address, None, now) {
                         Ok(()) => {
                             let op = self.perform(
                                 Op::RevokeSession(id),
@@ -516,12 +577,18 @@ impl Lifecycle {
                     }
                 }
             }
-            SessionState::Live => self.live_session_due(id, &address, blocked, now),
+            SessionState::Live => self.live_session_due(id, (&address, ends), blocked, now),
         }
         self.retime_session(id, now);
     }
 
-    fn live_session_due(&mut self, id: SessionId, address: &str, blocked: bool, now: BootTime) {
+    fn live_session_due(
+        &mut self,
+        id: SessionId,
+        (address, ends): (&str, Option<BootTime>),
+        blocked: bool,
+        now: BootTime,
+    ) {
         let Some(record) = self.sessions.get_mut(&id) else { return };
         record.leftover.retain(|(_, ends)| *ends > now);
         if record.users.is_empty() && record.idle_since.is_none_or(|since| since + SHARED_GRACE <= now) {
@@ -532,22 +599,14 @@ impl Lifecycle {
             self.forget_session(id);
             return;
         }
-        let (due, rest): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut record.owed).into_iter().partition(|owed| owed.at <= now);
-        record.owed = rest;
-        for OwedLease { lease, ends, .. } in due {
-            if ends <= now {
-                continue;
-            }
-            let request = Request::RevokeLease(id, lease.clone());
-            self.perform(Op::RevokeLease(id, lease, ends), Lane::Background, request);
-        }
+        self.revoke_owed(id, address, now);
+        self.notice_session_end(id, now);
         if blocked {
             return;
         }
         let Some((step, why)) = self.session_step(id, now) else { return };
         match step {
-            Step::Renew => match self.admit(address, now) {
+            Step::Renew => match self.admit(address, ends, now) {
                 Ok(()) => {
                     let op = self.perform(Op::RenewSession(id), Lane::Background, Request::RenewSession(id));
                     self.probe(address, op);
@@ -558,6 +617,57 @@ impl Lifecycle {
                 Err(until) => self.delay_session(id, until),
             },
             Step::Replace | Step::Check => self.hand_over(id, why, now),
+        }
+    }
+
+    /// Revokes the leases that are due to be given back one by one.
+    fn revoke_owed(&mut self, id: SessionId, address: &str, now: BootTime) {
+        let Some(record) = self.sessions.get(&id) else { return };
+        let due: Vec<(String, BootTime)> = record
+            .owed
+            .iter()
+            .filter(|owed| owed.op.is_none() && owed.at <= now)
+            .map(|owed| (owed.lease.clone(), owed.ends))
+            .collect();
+        for (lease, ends) in due {
+            let step = self.admit(address, None, now).map(|()| {
+                let request = Request::RevokeLease(id, lease.clone());
+                let op = self.perform(Op::RevokeLease(id, lease.clone(), ends), Lane::Background, request);
+                self.probe(address, op);
+                op
+            });
+            let record = self.sessions.get_mut(&id);
+            let owed = record.and_then(|record| record.owed.iter_mut().find(|owed| owed.lease == lease));
+            if let Some(owed) = owed {
+                match step {
+                    Ok(op) => owed.op = Some(op),
+                    Err(until) => owed.at = until,
+                }
+            }
+        }
+    }
+
+    /// A session that ends takes its leases with it, whatever their own TTL says: what is in a file is dead.
+    fn notice_session_end(&mut self, id: SessionId, now: BootTime) {
+        let Some(record) = self.sessions.get_mut(&id) else { return };
+        if record.expiry_noted || record.ends().is_none_or(|ends| now < ends) {
+            return;
+        }
+        record.expiry_noted = true;
+        let users: Vec<VolumeKey> = record.users.iter().cloned().collect();
+        for key in users {
+            let installed = self.volumes.get_mut(&key).and_then(|volume| volume.installed.as_mut());
+            let Some(installed) = installed.filter(|installed| installed.session == id) else { continue };
+            let mut dead = Vec::new();
+            for dependency in installed.dependencies.values_mut() {
+                if dependency.lease.is_some() && !dependency.expiry_noted {
+                    dependency.expiry_noted = true;
+                    dead.push(dependency.request.path.to_string());
+                }
+            }
+            for path in dead {
+                self.note(Some(&key), Note::Expired(path));
+            }
         }
     }
 
@@ -652,7 +762,7 @@ impl Lifecycle {
         self.set_timer(TimerKey::Session(id), at);
     }
 
-    fn next_of_session(&self, id: SessionId, now: BootTime) -> Option<BootTime> {
+    pub(super) fn next_of_session(&self, id: SessionId, now: BootTime) -> Option<BootTime> {
         let record = self.sessions.get(&id)?;
         let wait = |at: BootTime| record.wait_until.map_or(at, |until| until.max(at));
         match record.state {
@@ -664,7 +774,9 @@ impl Lifecycle {
                 revoke.into_iter().chain(ends).min()
             }
             SessionState::Live => {
-                let owed = record.owed.iter().map(|owed| owed.at).min();
+                let unanswered = record.owed.iter().filter(|owed| owed.op.is_none());
+                let owed = unanswered.map(|owed| owed.at).min();
+                let ends = record.ends().filter(|_| !record.expiry_noted && !record.users.is_empty());
                 let idle = record.idle_since.filter(|_| record.users.is_empty());
                 let idle = idle.map(|since| since + SHARED_GRACE);
                 let upkeep = if record.op.is_some() || record.users.is_empty() || self.all_silent(record) {
@@ -681,13 +793,13 @@ impl Lifecycle {
                         .min()
                         .map(wait)
                 };
-                [owed, idle, upkeep].into_iter().flatten().min()
+                [owed, idle, upkeep, ends].into_iter().flatten().min()
             }
         }
     }
 
     pub(super) fn restore_sessions(&mut self, sessions: Vec<(SessionId, Session)>) {
-        for (id, mut record) in sessions {
+        for (id, record) in sessions {
             self.last_id = self.last_id.max(id.0);
             // A login in flight died with the process, and its token with it.
             if matches!(record.state, SessionState::New(_)) {
@@ -695,7 +807,6 @@ impl Lifecycle {
                 self.actions.push_back(Action::ForgetSession(id));
                 continue;
             }
-            record.users.clear();
             if record.shared && record.is_live() && !record.lost {
                 self.shared.insert(record.identity.clone(), id);
             }
@@ -703,8 +814,16 @@ impl Lifecycle {
         }
     }
 
-    /// After the volumes are back: sessions that none of them uses are given up.
+    /// After the volumes are back: sessions that none of them uses are given up. One whose volume's record
+    /// was lost may still be what a pod logs in with: it lives until a Mount has surely taken the volume
+    /// over.
     pub(super) fn settle_sessions(&mut self, now: BootTime) {
+        let mut orphans = BTreeMap::new();
+        for (id, record) in &mut self.sessions {
+            let users = std::mem::take(&mut record.users);
+            orphans
+                .extend(users.into_iter().find(|key| !self.volumes.contains_key(key)).map(|key| (*id, key)));
+        }
         for (key, volume) in &self.volumes {
             let installed = volume.installed.as_ref().filter(|_| volume.refused.is_none());
             let record = installed.and_then(|installed| self.sessions.get_mut(&installed.session));
@@ -737,7 +856,9 @@ impl Lifecycle {
                     record.idle_since = Some(record.idle_since.unwrap_or(now));
                 }
             } else {
-                self.retire_session(id, now, None);
+                let orphan = orphans.remove(&id);
+                let at = if orphan.is_some() { now + RETRY_GRACE } else { now };
+                self.retire_session(id, at, orphan);
             }
         }
     }

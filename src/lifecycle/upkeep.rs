@@ -81,7 +81,7 @@ impl Lifecycle {
         };
         let mut dead = Vec::new();
         for dependency in installed.dependencies.values_mut() {
-            if !dependency.expiry_noted && dependency.ends().is_some_and(|ends| ends <= now) {
+            if !dependency.expiry_noted && dependency.dies().is_some_and(|ends| ends <= now) {
                 dependency.expiry_noted = true;
                 dead.push(dependency.request.path.to_string());
             }
@@ -121,6 +121,12 @@ impl Lifecycle {
         }
         let address = installed.spec.connection.address.clone();
         let session = installed.session;
+        if !self.sessions.contains_key(&session) {
+            // Policy had refused it and allows it again, and the attempt that followed came to nothing.
+            self.delay_dependency(key, id, now + 6 * BUSY);
+            self.hand_over_volume(key, "its session is gone", now);
+            return;
+        }
         let overdue = decision.step == Step::Renew
             && dependency.backoff.failures() > 0
             && self.servers.get(&address).is_none_or(|server| server.closed_until.is_none())
@@ -148,19 +154,18 @@ impl Lifecycle {
             self.delay_dependency(key, id, now + BUSY);
             return;
         }
-        if let Err(until) = self.admit(address, now) {
-            self.delay_dependency(key, id, until);
-            return;
-        }
         let Some(volume) = self.volumes.get(key) else { return };
         let serial = volume.serial;
         let lease = volume
             .installed
             .as_ref()
             .and_then(|installed| installed.dependencies.get(&id))
-            .and_then(|dependency| dependency.lease.as_ref())
-            .map(|(lease, _)| lease.clone());
-        let Some(lease) = lease else { return };
+            .and_then(|dependency| dependency.lease.clone());
+        let Some((lease, term)) = lease else { return };
+        if let Err(until) = self.admit(address, Some(term.ends()), now) {
+            self.delay_dependency(key, id, until);
+            return;
+        }
         let request = Request::RenewLease(session, lease.clone());
         let op = self.perform(Op::RenewLease(key.clone(), serial, id, lease), Lane::Background, request);
         self.probe(address, op);
@@ -298,12 +303,16 @@ impl Lifecycle {
             return;
         }
         if lane == Lane::Background
-            && let Err(until) = self.admit(&address, now)
+            && let Err(until) = self.admit(&address, None, now)
         {
             self.delay_dependency(key, id, until);
             return;
         }
-        let op = self.perform(Op::Check(key.clone(), serial, id), lane, Request::Fetch { session, request });
+        let op = self.perform(
+            Op::Check(key.clone(), serial, id, session),
+            lane,
+            Request::Fetch { session, request },
+        );
         if lane == Lane::Background {
             self.probe(&address, op);
         }
@@ -340,16 +349,16 @@ impl Lifecycle {
     pub(super) fn check_answered(
         &mut self,
         op: OpId,
-        key: VolumeKey,
-        serial: u64,
+        (key, serial): (VolumeKey, u64),
         id: DependencyId,
+        session: SessionId,
         result: Result<Fetched, BackendError>,
         now: BootTime,
     ) {
-        let known = self.volumes.get(&key).filter(|volume| volume.serial == serial);
-        let Some(installed) = known.and_then(|volume| volume.installed.as_ref()) else { return };
-        let session = installed.session;
         self.observe(session, op, result.as_ref().err(), now);
+        if self.volumes.get(&key).is_none_or(|volume| volume.serial != serial) {
+            return;
+        }
         let Some(dependency) = self.installed_dependency(&key, id) else { return };
         if dependency.op != Some(op) {
             return;
@@ -563,7 +572,7 @@ fn silence_limit(volume: &Volume) -> Option<Duration> {
     watched.then(|| SILENCE.max(volume.mount_interval.saturating_mul(3)))
 }
 
-fn next_of_volume(volume: &Volume, now: BootTime) -> Option<BootTime> {
+pub(super) fn next_of_volume(volume: &Volume, now: BootTime) -> Option<BootTime> {
     let mut next: Option<BootTime> = None;
     let mut consider = |at: BootTime| next = Some(next.map_or(at, |next: BootTime| next.min(at)));
     if let Some(attempt) = &volume.attempt {
@@ -586,15 +595,17 @@ fn next_of_volume(volume: &Volume, now: BootTime) -> Option<BootTime> {
     if let Some(limit) = silence_limit(volume) {
         consider(volume.last_mount + limit);
     }
-    let installed = volume.installed.as_ref().filter(|_| kept_true(volume));
+    let kept_true = kept_true(volume);
+    let installed = volume.installed.as_ref();
     for dependency in installed.iter().flat_map(|installed| installed.dependencies.values()) {
-        if dependency.op.is_none()
+        if kept_true
+            && dependency.op.is_none()
             && let Some(decision) = dependency.decide()
         {
             consider(decision.at);
         }
         if !dependency.expiry_noted
-            && let Some(ends) = dependency.ends()
+            && let Some(ends) = dependency.dies()
         {
             consider(ends.max(now));
         }

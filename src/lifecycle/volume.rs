@@ -133,6 +133,11 @@ impl Dependency {
         Some(self.since + interval.saturating_sub(early))
     }
 
+    /// When what is in a file is dead as far as is known: at once when the server does not know it.
+    pub fn dies(&self) -> Option<BootTime> {
+        if self.lost { Some(self.since) } else { self.ends() }
+    }
+
     /// When its credential ends, if it does.
     pub fn ends(&self) -> Option<BootTime> {
         match (&self.lease, self.lifetime) {

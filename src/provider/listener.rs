@@ -114,6 +114,14 @@ impl Socket {
         &self.path
     }
 
+    /// The next connection, of whomever.
+    ///
+    /// # Errors
+    /// Those of accept(2), which pass.
+    pub async fn accept(&self) -> io::Result<UnixStream> {
+        self.listener.accept().await.map(|(stream, _)| stream)
+    }
+
     /// Removes the socket from its folder, unless a successor has taken the path: a missing file gives the
     /// driver a fast final error, a dead socket a two-minute one that is not final.
     pub fn unlink(&self) {
@@ -202,12 +210,12 @@ pub async fn serve(
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            accepted = socket.listener.accept() => accepted,
+            accepted = socket.accept() => accepted,
             () = Phase::Draining.reached(&mut phase) => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => continue,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok(stream) => {
                 if connections.len() >= MAX_CONNECTIONS {
                     warn!(path = %socket.path.display(), "refused a connection: {MAX_CONNECTIONS} are open");
                 } else if is_trusted(&stream, &socket.path) {
@@ -230,8 +238,8 @@ pub async fn serve(
     while connections.join_next().await.is_some() {}
 }
 
-/// The driver runs as root. Whoever else reaches the socket may not name a pod.
-fn is_trusted(stream: &UnixStream, path: &Path) -> bool {
+/// The driver runs as root. Whoever else reaches a socket of ours may not name a pod, nor see one.
+pub(crate) fn is_trusted(stream: &UnixStream, path: &Path) -> bool {
     let own = nix::unistd::geteuid().as_raw();
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == 0 || peer.uid() == own => true,

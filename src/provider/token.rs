@@ -124,6 +124,11 @@ impl Tokens {
         Ok(Self(entries.into_iter().map(|(audience, entry)| (audience, entry.token.into())).collect()))
     }
 
+    /// One token alone, for `audience`.
+    pub fn one(audience: &str, jwt: SecretString) -> Self {
+        Self(BTreeMap::from([(audience.to_owned(), jwt)]))
+    }
+
     /// The token for `audience`, whose claims name `pod` and which has not expired at `now`.
     ///
     /// # Errors
@@ -148,6 +153,13 @@ impl Tokens {
             issued_at: claims.iat.or(claims.nbf).map(|seconds| seconds.0),
         })
     }
+}
+
+/// The pod that a ServiceAccount token's own claims name, unverified; name and uid are empty in a token that
+/// is bound to none. `None` for what is no ServiceAccount token.
+pub fn subject(jwt: &SecretString) -> Option<PodIdentity> {
+    let Kubernetes { namespace, pod, serviceaccount } = Claims::of(jwt).ok()?.kubernetes;
+    Some(PodIdentity { namespace, name: pod.name, uid: pod.uid, service_account: serviceaccount.name })
 }
 
 #[derive(Deserialize)]
@@ -314,6 +326,7 @@ mod tests {
     fn a_bound_token_is_taken_until_ten_seconds_after_its_end() {
         let token = pick(&jwt(&claims()), 2_010).unwrap();
         assert_eq!(token.service_account_uid, "sa-uid");
+        assert_eq!(subject(&token.jwt), Some(pod()));
         assert_eq!((token.expires_at, token.issued_at), (Some(2_000), Some(1_000)));
         let error = pick(&jwt(&claims()), 2_011).unwrap_err();
         assert_eq!(error, TokenError::Expired { audience: "vault".into(), ago: 11 });

@@ -6,9 +6,7 @@ use futures_util::FutureExt;
 
 use super::holdings::{HeldSession, Holdings};
 use crate::{
-    backend::{
-        BackendError, FailureClass, Grant, Renewed, RequestContext, Secret, SecretBackend, SecretBody,
-    },
+    backend::{BackendError, FailureClass, Grant, Renewed, RequestContext, Secret, SecretBackend},
     clock::{BootTime, boot_now},
     lifecycle::{
         Lifecycle,
@@ -138,7 +136,9 @@ pub(super) async fn run<B: SecretBackend>(backend: Arc<B>, op: OpId, job: Job) -
             let answer = guarded(backend.fetch(context, &held.token, &request)).await;
             Outcome::Fetched(match answer {
                 // That there is nothing is an answer to those who asked whether there is something.
-                Err(error) if request.optional && error.class == FailureClass::NotFound => Ok(absent(sent)),
+                Err(error) if request.optional && error.class == FailureClass::NotFound => {
+                    Ok(Secret::absent(sent))
+                }
                 answer => answer,
             })
         }
@@ -157,11 +157,6 @@ pub(super) async fn run<B: SecretBackend>(backend: Arc<B>, op: OpId, job: Job) -
         Job::Impossible(outcome) => outcome,
     };
     (op, outcome)
-}
-
-fn absent(since: BootTime) -> Secret {
-    let body = SecretBody::Absent;
-    Secret { body, lease: None, lifetime: None, kv_version: None, warnings: Vec::new(), since }
 }
 
 async fn guarded<T>(work: impl Future<Output = Result<T, BackendError>>) -> Result<T, BackendError> {

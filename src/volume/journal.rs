@@ -8,7 +8,7 @@
 use std::{
     fs, io,
     io::Write,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -117,6 +117,9 @@ impl Journal {
                 .mode(0o700)
                 .create(&path)
                 .map_err(failed("create it with mode 0700"))?;
+            // The kubelet makes a hostPath 0755.
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o700))
+                .map_err(failed("give it mode 0700"))?;
         }
         let lock = fs::OpenOptions::new()
             .create(true)

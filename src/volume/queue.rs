@@ -99,7 +99,6 @@ impl<T> FairQueue<T> {
     }
 
     /// Jobs that wait: for pods, and of upkeep.
-    #[cfg(test)]
     pub(super) fn depth(&self) -> (usize, usize) {
         (self.waiting.values().map(VecDeque::len).sum(), self.background.len())
     }

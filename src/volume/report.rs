@@ -4,7 +4,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::VolumeKey;
 use crate::{
+    backend::DataLifetime,
     clock::BootTime,
     lifecycle::{Lifecycle, volume::Mode},
     projection::{mounts::MountTable, writer},
@@ -12,7 +14,7 @@ use crate::{
 };
 
 /// One volume.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct VolumeReport {
     /// Where.
     pub target: String,
@@ -39,6 +41,9 @@ pub struct VolumeReport {
     /// Seconds until the ServiceAccount token held can no longer log in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub login_seconds: Option<u64>,
+    /// Seconds its session lives on unless renewed; absent without one, or for one that lives for ever.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub session_seconds: Option<u64>,
 }
 
 /// One request of a volume.
@@ -71,32 +76,33 @@ pub struct NextReport {
 pub(super) fn report(core: &Lifecycle, kubelet_root: &Path, now: BootTime) -> Vec<VolumeReport> {
     let mut reports: Vec<VolumeReport> =
         core.volumes().iter().map(|(key, volume)| managed(core, key, volume, now)).collect();
-    if let Ok(table) = MountTable::read() {
-        for entry in table.kubelet_volumes(kubelet_root) {
-            let key = super::VolumeKey::new(entry.mount_point.clone());
-            let ours = || writer::inspect(key.path()).is_ok_and(|found| found.data.is_some());
-            if !core.volumes().contains_key(&key) && ours() {
-                reports.push(VolumeReport {
-                    target: key.to_string(),
-                    pod: None,
-                    class: String::new(),
-                    mode: "unmanaged".into(),
-                    state: "unmanaged".into(),
-                    objects: Vec::new(),
-                    dependencies: Vec::new(),
-                    next: None,
-                    error: None,
-                    login_seconds: None,
-                });
-            }
-        }
-    }
+    let table = MountTable::read();
+    let unmanaged = table.iter().flat_map(|table| unmanaged(core, table, kubelet_root));
+    reports.extend(unmanaged.map(|key| VolumeReport {
+        target: key.to_string(),
+        mode: "unmanaged".into(),
+        state: "unmanaged".into(),
+        ..VolumeReport::default()
+    }));
     reports
+}
+
+/// Volumes with a content of ours that no record tells of: left alone until their next Mount.
+pub(super) fn unmanaged<'a>(
+    core: &'a Lifecycle,
+    table: &'a MountTable,
+    kubelet_root: &'a Path,
+) -> impl Iterator<Item = VolumeKey> + 'a {
+    table
+        .kubelet_volumes(kubelet_root)
+        .map(|entry| VolumeKey::new(entry.mount_point.clone()))
+        .filter(|key| !core.volumes().contains_key(key))
+        .filter(|key| writer::inspect(key.path()).is_ok_and(|found| found.data.is_some()))
 }
 
 fn managed(
     core: &Lifecycle,
-    key: &super::VolumeKey,
+    key: &VolumeKey,
     volume: &crate::lifecycle::volume::Volume,
     now: BootTime,
 ) -> VolumeReport {
@@ -105,7 +111,11 @@ fn managed(
         .iter()
         .flat_map(|installed| installed.dependencies.values())
         .map(|dependency| {
-            let granted = dependency.lease.as_ref().map(|(_, term)| term.ttl.as_secs());
+            let granted = match (&dependency.lease, dependency.lifetime) {
+                (Some((_, term)), _) => Some(term.ttl.as_secs()),
+                (None, Some(DataLifetime::Expires { ttl })) => Some(ttl.as_secs()),
+                (None, _) => None,
+            };
             DependencyReport {
                 request: format!("{} {}", dependency.request.method.as_str(), dependency.request.path),
                 ttl_seconds: dependency.ends().map(|ends| now.until(ends).as_secs()),
@@ -146,6 +156,10 @@ fn managed(
         dependencies,
         next: core.next_action(key).map(|(at, what)| NextReport { seconds: now.until(at).as_secs(), what }),
         error,
+        session_seconds: session
+            .and_then(|session| session.term)
+            .filter(|term| !term.ttl.is_zero())
+            .map(|term| now.until(term.ends()).as_secs()),
         login_seconds: volume.token.and_then(|token| token.expires).map(|at| now.until(at).as_secs()),
     }
 }

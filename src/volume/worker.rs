@@ -18,6 +18,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     Command, DriverFile, FailureKind, MountAnswer, MountCommand, MountFailure, VolumeKey, VolumeManager,
     execute::{self, Job, Outcome},
+    gauges,
     holdings::{HeldSession, Holdings},
     journal::{Journal, Restored},
     queue::{FairQueue, Place},
@@ -28,7 +29,9 @@ use crate::{
     clock::{boot_now, wall_now},
     lifecycle::{
         Event, Lifecycle,
-        message::{Action, CallId, Digest, Fetched, Mount, Note, OpId, PlanId, SwapOutcome, TokenTimes},
+        message::{
+            Action, CallId, Digest, Fetched, Lane, Mount, Note, OpId, PlanId, SwapOutcome, TokenTimes,
+        },
         volume::Mode,
     },
     metrics::{Metrics, Operation},
@@ -46,11 +49,12 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 const JUMP: Duration = Duration::from_secs(5);
 /// A burst of mount table changes is one look: a node that starts fifty pods changes it hundreds of times.
 const SETTLE: Duration = Duration::from_millis(100);
-
-/// How often the pod's folder of a volume in grace is looked for.
-const GRACE_LOOK: Duration = Duration::from_secs(5);
+/// How often it is looked whether a pod whose mount failed is still there.
+const POD_LOOK: Duration = Duration::from_secs(5);
 /// EX_SOFTWARE of sysexits.h.
 const EXIT_DEFECT: i32 = 70;
+/// The gauges are brought level with a change within this time: a burst of changes is counted once.
+const GAUGES: Duration = Duration::from_secs(1);
 
 /// Said of a rendering that panicked.
 const DEFECT: &str = "a defect in leasehold stopped the rendering; the log has its place";
@@ -89,6 +93,10 @@ pub(super) struct Worker<B> {
     last_call: u64,
     /// When the mount table is looked at next, whatever wakes us.
     look_at: Instant,
+    /// Found at the last look; some may be managed since.
+    unmanaged: Vec<VolumeKey>,
+    /// When the gauges are due.
+    gauges_at: Option<Instant>,
 }
 
 impl<B: SecretBackend> Worker<B> {
@@ -120,7 +128,10 @@ impl<B: SecretBackend> Worker<B> {
             in_flight: JoinSet::new(),
             rendering: JoinSet::new(),
             last_call: 0,
+            // What was mounted before us is found by the first look.
             look_at: Instant::now(),
+            unmanaged: Vec::new(),
+            gauges_at: Some(Instant::now()),
         };
         worker.restore();
         let task = tokio::spawn(worker.run());
@@ -186,9 +197,11 @@ impl<B: SecretBackend> Worker<B> {
         loop {
             self.settle();
             self.dispatch();
+            self.publish();
             let now = boot_now();
             let due = self.core.poll_timeout().map_or(LONGEST_SLEEP, |at| now.until(at)).min(LONGEST_SLEEP);
-            let due = due.min(self.look_at.saturating_duration_since(Instant::now()));
+            let shell = self.gauges_at.map_or(self.look_at, |at| at.min(self.look_at));
+            let due = due.min(shell.saturating_duration_since(Instant::now()));
             let changed = async {
                 match &mut self.mounts {
                     // Its events are a hint; the look itself is taken once things settle.
@@ -228,10 +241,7 @@ impl<B: SecretBackend> Worker<B> {
             }
             last = woke;
             if self.look_at <= Instant::now() {
-                // A volume whose first mount failed is waited for only while its pod's folder is there, and
-                // that folder's end is no event of the mount table.
-                let waits = self.core.volumes().values().any(|volume| !volume.mounted);
-                self.look_at = Instant::now() + if waits { GRACE_LOOK } else { LONGEST_SLEEP };
+                self.look_at = Instant::now() + LONGEST_SLEEP;
                 self.look();
             }
             self.guard("timers", None, |worker| worker.core.handle_timeout(woke));
@@ -390,11 +400,17 @@ impl<B: SecretBackend> Worker<B> {
                 gone.push(key.clone());
             }
         }
+        self.unmanaged = report::unmanaged(&self.core, &table, &self.kubelet_root).collect();
+        self.gauges_at.get_or_insert_with(|| Instant::now() + GAUGES);
         for key in gone {
             self.feed(Event::Unmounted(key));
         }
         for key in left {
             self.feed(Event::PodGone(key));
+        }
+        // The folder of a pod goes without a change in the mount table.
+        if self.core.volumes().values().any(|volume| !volume.mounted) {
+            self.look_at = Instant::now() + POD_LOOK;
         }
     }
 
@@ -483,6 +499,9 @@ impl<B: SecretBackend> Worker<B> {
     /// Brings the journal level with the core.
     fn record(&mut self) {
         let dirty = self.core.take_dirty();
+        if !dirty.sessions.is_empty() || !dirty.volumes.is_empty() {
+            self.gauges_at.get_or_insert_with(|| Instant::now() + GAUGES);
+        }
         for id in dirty.sessions {
             let held = self.core.sessions().get(&id).zip(self.holdings.sessions.get(&id));
             self.journal.session(id, held);
@@ -631,6 +650,18 @@ impl<B: SecretBackend> Worker<B> {
         }
     }
 
+    /// Brings the gauges level.
+    fn publish(&mut self) {
+        let (foreground, background) = self.queue.depth();
+        self.metrics.queued(Lane::Foreground, foreground);
+        self.metrics.queued(Lane::Background, background);
+        if self.gauges_at.is_some_and(|at| at <= Instant::now()) {
+            self.gauges_at = None;
+            let unmanaged = self.unmanaged.iter().filter(|key| !self.core.volumes().contains_key(key));
+            self.metrics.observed(gauges::snapshot(&self.core, unmanaged.count()));
+        }
+    }
+
     /// Starts what may start.
     fn dispatch(&mut self) {
         while let Some((place, (op, job, operation))) = self.queue.pop() {
@@ -657,7 +688,8 @@ impl<B: SecretBackend> Worker<B> {
             | Note::Refused(_)
             | Note::LeftToExpire { .. }
             | Note::Silent { .. }
-            | Note::LongTtl(_) => warn!(pod, class, next, "{note}"),
+            | Note::LongTtl(_)
+            | Note::Unrevocable => warn!(pod, class, next, "{note}"),
             Note::Expired(_) => error!(pod, class, next, "{note}"),
             Note::Renewed { .. } => debug!(pod, class, next, "{note}"),
             Note::Mounted { .. } | Note::Rewritten { .. } | Note::Revoked(_) | Note::Unmounted => {

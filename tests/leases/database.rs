@@ -10,9 +10,6 @@ use crate::{
     support::SOON,
 };
 
-/// Two seconds and what the server's own asynchronous revocation takes.
-const SOON_GONE: Duration = Duration::from_secs(8);
-
 /// Renewed while that helps, replaced before the maximum, the old one alive for the overlap and no longer.
 #[tokio::test]
 async fn credential_is_renewed_then_replaced_before_its_maximum() {
@@ -36,10 +33,10 @@ async fn credential_is_renewed_then_replaced_before_its_maximum() {
     let renewals = case.done("sys/leases/renew");
     assert!(renewals >= distinct.len() * 2, "each was renewed before it was replaced: {renewals}\n{log}");
     assert!(probe.most_roles <= 2, "{probe:?}");
-    case.until("only the last credential lives", SOON_GONE, async || (case.roles().len() == 1).then_some(()))
+    case.until("only the last credential lives", SOON, async || (case.roles().len() == 1).then_some(()))
         .await;
     case.unmount(&volume);
-    case.nothing_left(SOON_GONE).await;
+    case.nothing_left(SOON).await;
 }
 
 /// consul-template#1433: a lease of an hour dies with the ten-second token that made it.
@@ -51,7 +48,7 @@ async fn parent_token_handover() {
     case.mounted(&volume, &case.database()).await;
     let token = case.by_hand(&volume).await;
     let (abandoned, _) = case.unattended(&token).await;
-    let (probe, ()) = tokio::join!(case.probe(&volume, Duration::from_secs(30)), case.dies(&abandoned));
+    let (probe, ()) = tokio::join!(case.probe(&volume, Duration::from_secs(24)), case.dies(&abandoned));
     let log = case.leasehold.log();
     probe.never_failed(&log);
     assert!(probe.users.len() >= 3, "{probe:?}\n{log}");
@@ -61,7 +58,7 @@ async fn parent_token_handover() {
     let revoked = case.done("auth/token/revoke-self");
     assert!(revoked + 2 >= probe.users.len(), "{revoked} of {probe:?}\n{log}");
     case.unmount(&volume);
-    case.nothing_left(SOON_GONE).await;
+    case.nothing_left(SOON).await;
 }
 
 /// consul-template#2165: a broken renewal made 592 users a minute.
@@ -89,7 +86,7 @@ async fn bad_renew_statements() {
 
     let volume = case.volume();
     case.mounted(&volume, &case.database()).await;
-    let probe = case.probe(&volume, Duration::from_secs(32)).await;
+    let probe = case.probe(&volume, Duration::from_secs(26)).await;
     let log = case.leasehold.log();
     probe.never_failed(&log);
     let path = format!("database/creds/{}", case.name);
@@ -97,28 +94,13 @@ async fn bad_renew_statements() {
     assert!(mints.len() >= 3, "{mints:?}");
     let crowded = mints.windows(3).any(|three| three[2] - three[0] < TTL);
     assert!(!crowded, "three users within one TTL: {mints:?}\n{log}");
+    // The default policy lets no pod revoke a single lease: that is learnt once, and told.
+    let refused = case.seen(|seen| seen.path == "sys/leases/revoke").len();
+    assert!(refused == 1 && log.contains("left to expire"), "{refused} refusals\n{log}");
     let renewals = case.seen(|seen| seen.path == "sys/leases/renew").len();
     assert!(renewals <= mints.len() * 4, "{renewals} renewals, {} mints", mints.len());
     case.unmount(&volume);
     case.nothing_left(SOON).await;
-}
-
-/// The default policy lets no pod revoke a single lease: what is replaced is left to its TTL, and when that
-/// piles up the session goes as a whole.
-#[tokio::test]
-async fn replaced_leases_never_pile_up_without_the_right_to_revoke() {
-    let case = Setup::new("default").database("5s", "9s").start().await;
-    let volume = case.volume();
-    case.mounted(&volume, &case.database()).await;
-    let probe = case.probe(&volume, Duration::from_secs(25)).await;
-    let log = case.leasehold.log();
-    probe.never_failed(&log);
-    assert!(probe.users.len() >= 3 && probe.most_roles <= 3, "{probe:?}\n{log}");
-    assert!(log.contains("left to expire"), "{log}");
-    let refused = case.seen(|seen| seen.path == "sys/leases/revoke").len();
-    assert_eq!(refused, 1, "the refusal is remembered\n{log}");
-    case.unmount(&volume);
-    case.nothing_left(SOON_GONE).await;
 }
 
 /// sscsi#1453: peers mint at every poll.
@@ -156,7 +138,7 @@ async fn republish_mints_nothing() {
     assert_eq!((case.snapshot(&volume), case.credential(&volume)), before);
     assert_eq!((case.leases().await, case.roles().len()), (1, 1));
     case.unmount(&volume);
-    case.nothing_left(SOON_GONE).await;
+    case.nothing_left(SOON).await;
 }
 
 /// What a failed renewal leaves behind is nothing: a lease that the server has lost is replaced, once.
@@ -178,5 +160,5 @@ async fn lease_lost_on_the_server_is_replaced_once() {
     case.login(&second).await.unwrap();
     assert_eq!((case.mints(), case.logins()), (2, 1), "{}", case.leasehold.log());
     case.unmount(&volume);
-    case.nothing_left(SOON_GONE).await;
+    case.nothing_left(SOON).await;
 }

@@ -1,12 +1,17 @@
 //! A server that is sealed or away: files stay, leases live on, what is owed is paid later.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+
+use hyper::body::Bytes;
+use tokio::sync::Semaphore;
 
 use crate::{
     case::{Ground, Setup},
     support::{
         SOON,
         bao::{Bao, Shape},
+        http::Reply,
+        proxy::Fault,
     },
 };
 
@@ -19,7 +24,7 @@ async fn outage_costs_no_file_and_no_lease() {
     let ground = Ground::get().await;
     let mut bao = Bao::start(Shape::Raft).await;
     let (admin, url) = (bao.admin().clone(), bao.url().to_owned());
-    let case = Setup::new("outage").database("30s", "1h").start_on(ground, admin, &url).await;
+    let case = Setup::new("outage").database("45s", "1h").start_on(ground, admin, &url).await;
     case.put("note", "n").await;
     let volume = case.volume();
     let objects = case.database() + &case.kv("note");
@@ -27,8 +32,8 @@ async fn outage_costs_no_file_and_no_lease() {
     let before = case.snapshot(&volume);
     for stopped in [false, true] {
         let renewals = case.done("sys/leases/renew");
-        // The renewal falls into the outage: due at six to seven tenths of thirty seconds.
-        let quiet = if stopped { Duration::from_secs(2) } else { Duration::from_secs(14) };
+        // The first renewal falls into the outage: due at six to seven tenths of 45 s.
+        let quiet = if stopped { Duration::from_secs(2) } else { Duration::from_secs(23) };
         case.probe(&volume, quiet).await.never_failed(&case.leasehold.log());
         case.proxy.forget();
         if stopped {
@@ -47,7 +52,7 @@ async fn outage_costs_no_file_and_no_lease() {
             bao.unseal().await;
         }
         let wanted = if stopped { 1 } else { renewals + 1 };
-        case.until("the lease is renewed after the outage", SOON, async || {
+        case.until("the lease is renewed after the outage", SOON * 2, async || {
             (case.done("sys/leases/renew") >= wanted).then_some(())
         })
         .await;
@@ -81,6 +86,27 @@ async fn revoke_on_unmount() {
     case.nothing_left(SOON).await;
 }
 
+/// Unmounted in the moment of a rewrite: the writer finds the mount gone before the mount table is looked at.
+#[tokio::test]
+async fn unmount_in_the_moment_of_a_rewrite_is_an_unmount() {
+    let case = Setup::new("moment").start().await;
+    case.put("note", "one").await;
+    let volume = case.volume();
+    case.mounted(&volume, &(case.database() + &case.kv("note"))).await;
+    case.put("note", "two").await;
+    case.proxy.forget();
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    case.proxy.rule(move |seen| {
+        if seen.path.starts_with("secret/") { Fault::Hold(Arc::clone(&held)) } else { Fault::Pass }
+    });
+    case.until("the change is on its way", SOON, async || (case.proxy.count() >= 1).then_some(())).await;
+    case.unmount(&volume);
+    gate.add_permits(100);
+    case.nothing_left(SOON).await;
+    assert_eq!(case.logins(), 0, "{}", case.leasehold.log());
+}
+
 /// Unmounted while the server is away, and killed while it is: the debt is on record and paid later.
 #[tokio::test]
 async fn owed_revocation_survives_outage_and_kill() {
@@ -104,4 +130,33 @@ async fn owed_revocation_survives_outage_and_kill() {
     case.proxy.up();
     case.nothing_left(SOON * 2).await;
     assert_eq!(case.logins(), 2, "paid with the old sessions");
+}
+
+/// sscsi#1483: a server that throttles is left alone for as long as it asks, and no lease dies of it.
+#[tokio::test]
+async fn throttling_server_is_left_alone() {
+    let case = Setup::new("throttle").database("40s", "1h").start().await;
+    case.put("note", "n").await;
+    let volume = case.volume();
+    case.mounted(&volume, &(case.database() + &case.kv("note"))).await;
+    let before = case.snapshot(&volume);
+    case.proxy.forget();
+    case.proxy.rule(|_| {
+        Fault::Answer(Reply::Full {
+            status: 429,
+            headers: vec![("retry-after".into(), "4".into())],
+            body: Bytes::from_static(b"{\"errors\":[\"request path: rate limit quota exceeded\"]}"),
+        })
+    });
+    // The lease comes due at six to seven tenths of forty seconds.
+    case.probe(&volume, Duration::from_secs(27)).await.never_failed(&case.leasehold.log());
+    let asked = case.proxy.count();
+    assert!((1..=9).contains(&asked), "{asked} requests in 27 s: {:?}", case.proxy.requests());
+    case.proxy.heal();
+    case.until("the lease is renewed", SOON, async || (case.done("sys/leases/renew") >= 1).then_some(()))
+        .await;
+    assert_eq!((case.mints(), case.logins()), (0, 0), "{}", case.leasehold.log());
+    assert_eq!(case.snapshot(&volume), before);
+    case.unmount(&volume);
+    case.nothing_left(SOON).await;
 }

@@ -1,6 +1,6 @@
 //! Our own restarts: they cost the server and the pod nothing.
 
-use std::{fs, time::Duration};
+use std::{fs, os::unix::fs::MetadataExt as _, time::Duration};
 
 use tokio::time::Instant;
 
@@ -62,45 +62,45 @@ async fn restart_keeps_everything() {
 /// the old one goes after the overlap, whatever the pod's policy allows.
 #[tokio::test]
 async fn restart_then_kv_change_mints_exactly_one() {
-    for (name, setup) in
-        [("kvdenied", Setup::new("kvdenied")), ("kvallow", Setup::new("kvallow").may_revoke())]
-    {
-        let mut case = setup.start().await;
-        case.put("note", "one").await;
-        let volume = case.volume();
-        case.mounted(&volume, &(case.database() + &case.kv("note"))).await;
-        let first = case.credential(&volume);
-        case.leasehold.crash();
-        case.leasehold.restart().await;
-        case.proxy.forget();
-        case.put("note", "two").await;
-        case.until("the change is delivered", SOON, async || {
-            (case.files(&volume, ["note"]) == ["two"]).then_some(())
-        })
+    let denied = change_after_restart(Setup::new("kvdenied"));
+    tokio::join!(denied, change_after_restart(Setup::new("kvallow").may_revoke()));
+}
+
+async fn change_after_restart(setup: Setup) {
+    let name = setup.name;
+    let mut case = setup.start().await;
+    case.put("note", "one").await;
+    let volume = case.volume();
+    case.mounted(&volume, &(case.database() + &case.kv("note"))).await;
+    let first = case.credential(&volume);
+    case.leasehold.crash();
+    case.leasehold.restart().await;
+    case.proxy.forget();
+    case.put("note", "two").await;
+    case.until("the change is delivered", SOON, async || {
+        (case.files(&volume, ["note"]) == ["two"]).then_some(())
+    })
+    .await;
+    let second = case.credential(&volume);
+    assert_ne!(first, second, "{name}: nobody has the first one's value");
+    case.login(&first).await.unwrap_or_else(|error| panic!("{name}: no overlap: {error}"));
+    case.login(&second).await.unwrap();
+    case.dies(&first).await;
+    let probe = case.probe(&volume, Duration::from_secs(4)).await;
+    probe.never_failed(&case.leasehold.log());
+    assert_eq!(
+        (case.mints(), case.roles().len(), case.leases().await),
+        (1, 1, 1),
+        "{name}\n{}",
+        case.leasehold.log()
+    );
+    // The value is held now: the next change mints nothing.
+    case.put("note", "three").await;
+    case.until("the next change", SOON, async || (case.files(&volume, ["note"]) == ["three"]).then_some(()))
         .await;
-        let second = case.credential(&volume);
-        assert_ne!(first, second, "{name}: nobody has the first one's value");
-        case.login(&first).await.unwrap_or_else(|error| panic!("{name}: no overlap: {error}"));
-        case.login(&second).await.unwrap();
-        case.dies(&first).await;
-        let probe = case.probe(&volume, Duration::from_secs(4)).await;
-        probe.never_failed(&case.leasehold.log());
-        assert_eq!(
-            (case.mints(), case.roles().len(), case.leases().await),
-            (1, 1, 1),
-            "{name}\n{}",
-            case.leasehold.log()
-        );
-        // The value is held now: the next change mints nothing.
-        case.put("note", "three").await;
-        case.until("the next change", SOON, async || {
-            (case.files(&volume, ["note"]) == ["three"]).then_some(())
-        })
-        .await;
-        assert_eq!(case.credential(&volume), second, "{name}");
-        case.unmount(&volume);
-        case.nothing_left(SOON).await;
-    }
+    assert_eq!(case.credential(&volume), second, "{name}");
+    case.unmount(&volume);
+    case.nothing_left(SOON).await;
 }
 
 /// Records that are torn, damaged or of another version cost what they describe, never the process or the
@@ -181,17 +181,18 @@ async fn second_agent_waits_for_the_first() {
     case.mounted(&volume, &objects).await;
     let before = case.snapshot(&volume);
     case.proxy.forget();
-    let mut launch = Launch::new(&case.proxy.url());
-    launch.names = ["second"].map(str::to_owned).into();
-    let mut second = Leasehold::start_waiting(&case.node, launch);
+    let socket = case.leasehold.socket("vault");
+    let inode = || fs::metadata(&socket).ok().map(|found| found.ino());
+    let first = inode();
+    let mut second = Leasehold::start_waiting(&case.node, Launch::new(&case.proxy.url()));
     second.logged("another leasehold holds the state folder").await;
-    assert!(!second.socket("second").exists(), "it must not answer while the first acts");
     let ready = second.ready().await;
     assert!(ready != Some(200), "not ready: {ready:?}");
+    assert_eq!(inode(), first, "it must not answer while the first acts");
     case.mounted(&volume, &objects).await;
     case.leasehold.terminate();
     case.leasehold.ended(SOON).await;
-    case.until("the second takes over", SOON, async || second.socket("second").exists().then_some(())).await;
+    case.until("the second takes over", SOON, async || inode().filter(|inode| Some(*inode) != first)).await;
     assert_eq!(case.proxy.requests(), [""; 0]);
     assert_eq!(case.snapshot(&volume), before);
     case.unmount(&volume);

@@ -77,7 +77,7 @@ async fn no_version_regress() {
 async fn static_role_is_followed() {
     let case = Setup::new("static").start().await;
     case.ground.postgres.sql("create role static_app login password 'x'");
-    let role = json!({"db_name": "postgres", "username": "static_app", "rotation_period": "9s"});
+    let role = json!({"db_name": "postgres", "username": "static_app", "rotation_period": "6s"});
     case.admin.write(&format!("database/static-roles/st-{}", case.name), role).await;
     let volume = case.volume();
     let objects: String = ["username", "password"]

@@ -63,7 +63,7 @@ async fn wire_codes_are_final() {
     let panicked = client.mount(&request).await;
     assert_eq!(panicked.code, 13, "{panicked:?}");
     assert!(!panicked.message.contains(CANARY), "{panicked:?}");
-    assert!(bench.metrics.render().contains("leasehold_panics_total 1"));
+    assert!(bench.metrics.render(leasehold::clock::boot_now()).contains("leasehold_panics_total 1"));
 
     // 5 MiB are read; 17 MiB refused, finally; the connection serves on after either.
     let read = client.mount(&mebibytes(5)).await;

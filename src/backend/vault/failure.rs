@@ -272,6 +272,11 @@ fn session_gone() -> Problem {
 fn denied(call: &Call<'_>) -> Problem {
     let advice = match call.operation {
         Operation::Fetch => format!("add it to a policy of the role (path {:?})", call.subject),
+        // OpenBao renews no session of the kubernetes method whose ServiceAccount is gone, and says no more.
+        Operation::RenewSession => format!(
+            "add {:?} with capability update to a policy of the role, if the pod and its ServiceAccount are still there",
+            call.path
+        ),
         _ => format!("add {:?} with capability update to a policy of the role", call.path),
     };
     let lacks = format!("the session's policies do not allow {} (403)", call.path);

@@ -1,0 +1,595 @@
+//! The core in simulation: random days, and the incidents of the field as scenarios.
+
+#![allow(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
+
+use std::{
+    panic::AssertUnwindSafe,
+    time::{Duration, Instant},
+};
+
+use super::{
+    simulator::{
+        Edit, Fault, HOUR, MINUTE, PodSpec, PodState, SECOND, World, audit, fleet,
+        node::Values,
+        plan,
+        server::{Content, Role},
+    },
+    volume::Mode,
+};
+
+fn run_seed(seed: u64, trace: bool) -> (Result<plan::Summary, String>, String) {
+    let mut world = World::new(seed, seed % 3 == 0);
+    if trace {
+        world.traced();
+    }
+    let result = std::panic::catch_unwind(AssertUnwindSafe(|| plan::day(&mut world, seed)))
+        .unwrap_or_else(|_| Err("a panic".into()));
+    (result, world.trace())
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+fn explain(seed: u64, error: &str) -> String {
+    let (_, trace) = run_seed(seed, true);
+    format!(
+        "{trace}\nseed {seed}: {error}\nreplay: LEASEHOLD_SEED={seed} cargo test --lib simulator_replay -- --nocapture"
+    )
+}
+
+#[test]
+fn simulate_node_days() {
+    let seeds = number("LEASEHOLD_SEEDS", 20_000);
+    let first = number("LEASEHOLD_FIRST_SEED", 1);
+    let started = Instant::now();
+    let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
+    let failures: Vec<(u64, String)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|thread| {
+                scope.spawn(move || {
+                    let mut failures = Vec::new();
+                    let mut seed = first + thread;
+                    while seed < first + seeds {
+                        if let (Err(error), _) = run_seed(seed, false) {
+                            failures.push((seed, error));
+                            if failures.len() > 20 {
+                                break;
+                            }
+                        }
+                        seed += threads;
+                    }
+                    failures
+                })
+            })
+            .collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    });
+    let took = started.elapsed();
+    println!(
+        "{seeds} node-days in {took:?}: {:.2} ms of one core each",
+        took.as_secs_f64() * 1000.0 * threads as f64 / seeds as f64
+    );
+    for (seed, error) in &failures {
+        println!("seed {seed}: {error}");
+    }
+    if let Some((seed, error)) = failures.first() {
+        panic!("{}", explain(*seed, error));
+    }
+}
+
+#[test]
+fn simulator_replay() {
+    let seed = number("LEASEHOLD_SEED", 1);
+    let (result, _) = run_seed(seed, false);
+    if let Err(error) = result {
+        panic!("{}", explain(seed, &error));
+    }
+}
+
+/// A node without surprises: one role, one KV value, two database roles.
+fn node(role: Role) -> World {
+    let mut world = World::new(11, true);
+    world.traced();
+    world.role(role);
+    world.kv("secret/data/a");
+    world.kv("secret/data/b");
+    world.database("database/creds/hour", 3600, 24 * 3600);
+    world.database("database/creds/short", 60, 300);
+    world
+}
+
+fn run(world: &mut World, after: Duration) {
+    if let Err(broken) = world.run(after) {
+        panic!("{}\n{broken}", world.trace());
+    }
+}
+
+fn pod(paths: &[&'static str]) -> PodSpec<'static> {
+    PodSpec { paths: paths.to_vec(), ..PodSpec::default() }
+}
+
+fn files(world: &World, pod: usize) -> Values {
+    world.node.disks[&world.pods[pod].key].content.clone().expect("the pod has files")
+}
+
+fn lease_of(world: &World, pod: usize) -> u64 {
+    let leases = files(world, pod).values().find_map(|value| match value.content {
+        Content::Lease(lease) => Some(lease),
+        _ => None,
+    });
+    leases.expect("the pod has a credential")
+}
+
+fn alive(world: &World, pod: usize) -> bool {
+    world.server.lease_death(lease_of(world, pod), world.now).is_none()
+}
+
+fn stop_all(world: &mut World, rest: Duration) {
+    for pod in 0..world.pods.len() {
+        world.stop(pod);
+    }
+    let until = world.now.since(super::simulator::DAWN) + rest;
+    run(world, until);
+}
+
+fn drained(world: &World) {
+    if let Err(broken) = audit::drained(world) {
+        panic!("{}\n{broken}", world.trace());
+    }
+}
+
+/// consul-template#1433: a credential dies with the token that made it, whatever its own lease says.
+#[test]
+fn parent_token_handover() {
+    let mut world = node(Role { ttl: HOUR, max: 3 * HOUR, ..Role::default() });
+    world.pod(&pod(&["database/creds/hour"]));
+    for hour in 1..24 {
+        run(&mut world, HOUR * hour);
+        assert!(alive(&world, 0), "hour {hour}");
+    }
+    assert!((7..=16).contains(&world.audit.counts.logins), "{} logins in 24 h", world.audit.counts.logins);
+    assert_eq!(world.audit.note_count("expired"), 0);
+    stop_all(&mut world, 2 * MINUTE);
+    drained(&world);
+}
+
+#[test]
+fn hand_over_before_max() {
+    let mut world = node(Role { ttl: 20 * MINUTE, max: HOUR, may_revoke: false, ..Role::default() });
+    world.pod(&pod(&["database/creds/hour", "secret/data/a"]));
+    let first = {
+        run(&mut world, MINUTE);
+        lease_of(&world, 0)
+    };
+    run(&mut world, 58 * MINUTE);
+    assert_ne!(lease_of(&world, 0), first, "another credential before the token's maximum");
+    run(&mut world, 10 * HOUR);
+    assert_eq!(world.audit.note_count("expired"), 0);
+    assert!(alive(&world, 0));
+}
+
+/// vault#30558: a restart costs the server nothing.
+#[test]
+fn restart_keeps_everything() {
+    let mut world = node(Role::default());
+    for _ in 0..10 {
+        world.pod(&pod(&["database/creds/hour", "secret/data/a"]));
+        world.pod(&pod(&["secret/data/a", "secret/data/b"]));
+    }
+    run(&mut world, 10 * MINUTE);
+    let before = world.audit.counts.clone();
+    let leases: Vec<u64> = (0..20).step_by(2).map(|pod| lease_of(&world, pod)).collect();
+    world.fault(10 * MINUTE + SECOND, Fault::Kill(0, 5 * SECOND));
+    run(&mut world, 10 * MINUTE + 20 * SECOND);
+    assert_eq!(world.audit.restarts, 1);
+    run(&mut world, 5 * HOUR);
+    let after = &world.audit.counts;
+    assert_eq!((after.logins, after.mints, after.swaps), (before.logins, before.mints, before.swaps));
+    let now: Vec<u64> = (0..20).step_by(2).map(|pod| lease_of(&world, pod)).collect();
+    assert_eq!(now, leases, "the same credentials, hours later");
+    stop_all(&mut world, 2 * MINUTE);
+    drained(&world);
+}
+
+/// A render after a restart needs a password that is held no more: one new credential, make before break.
+#[test]
+fn restart_then_kv_change_mints_exactly_one() {
+    let mut world = node(Role::default());
+    world.pod(&pod(&["database/creds/hour", "secret/data/a"]));
+    world.fault(10 * MINUTE, Fault::Kill(0, 5 * SECOND));
+    world.fault(20 * MINUTE, Fault::Write("secret/data/a".into()));
+    run(&mut world, 15 * MINUTE);
+    let before = world.audit.counts.mints;
+    run(&mut world, 2 * HOUR);
+    assert_eq!(world.audit.counts.mints, before + 1);
+    assert!(files(&world, 0).values().any(|value| matches!(value.content, Content::Kv { version: 2, .. })));
+    assert!(alive(&world, 0));
+    assert_eq!(world.server.live_leases(world.now).count(), 1);
+}
+
+/// sscsi#1453: each republish is free (the audit holds it), so a day of them mints nothing.
+#[test]
+fn republish_mints_nothing() {
+    let mut world = node(Role::default());
+    world.pod(&pod(&["database/creds/hour"]));
+    run(&mut world, 23 * HOUR);
+    assert_eq!(world.audit.counts.mints, 1, "one until the maximum of 24 h");
+    assert_eq!(world.audit.counts.logins, 1);
+}
+
+/// consul-template#2165: 592 database users a minute, there.
+#[test]
+fn bad_renew_statements() {
+    let mut world = node(Role::default());
+    world.pod(&pod(&["database/creds/short"]));
+    world.fault(MINUTE, Fault::BadRenewals(true));
+    run(&mut world, 2 * HOUR);
+    let mints: Vec<_> = world.server.mints.iter().map(|(at, ..)| *at).collect();
+    assert!(mints.len() > 60, "it is kept alive all the same: {}", mints.len());
+    for window in mints.windows(3) {
+        assert!(window[2].since(window[0]) >= MINUTE, "three credentials within one TTL");
+    }
+    assert_eq!(world.audit.note_count("expired"), 0);
+    assert!(alive(&world, 0));
+}
+
+/// kubernetes-external-secrets#457: renewed on each poll, there. The audit refuses a renewal before 45 % of a
+/// TTL; a day of one token and one lease is some 40 of each.
+#[test]
+fn no_renew_before_due() {
+    let mut world = node(Role::default());
+    world.pod(&pod(&["database/creds/hour"]));
+    run(&mut world, 20 * HOUR);
+    let counts = &world.audit.counts;
+    assert!((25..=36).contains(&counts.token_renewals), "{counts:?}");
+    assert!((25..=36).contains(&counts.lease_renewals), "{counts:?}");
+}
+
+/// ESO#376, vault#14531: leases pile up until the server falls over.
+#[test]
+fn lease_count_flat_48h() {
+    for may_revoke in [true, false] {
+        let mut world = node(Role { max: 8 * HOUR, may_revoke, ..Role::default() });
+        for _ in 0..4 {
+            world.pod(&pod(&["database/creds/short", "secret/data/a"]));
+        }
+        for hour in 1..=48 {
+            run(&mut world, HOUR * hour);
+            let leases = world.server.live_leases(world.now).count();
+            let tokens = world.server.live_tokens(world.now).count();
+            assert!(leases <= 12 && tokens <= 8, "hour {hour}: {leases} leases, {tokens} tokens");
+        }
+        stop_all(&mut world, 2 * MINUTE);
+        drained(&world);
+    }
+}
+
+/// vault#10918, fly.io: a server down for hours; files stay, retries are rare, everything comes back.
+#[test]
+fn vault_down_6h() {
+    let mut world = node(Role { ttl: 24 * HOUR, ..Role::default() });
+    world.database("database/creds/day", 24 * 3600, 240 * 3600);
+    for _ in 0..8 {
+        world.pod(&pod(&["database/creds/day", "secret/data/a"]));
+    }
+    world.fault(HOUR, Fault::Down(true));
+    world.fault(7 * HOUR, Fault::Down(false));
+    run(&mut world, 50 * MINUTE);
+    let before: Vec<Values> = (0..8).map(|pod| files(&world, pod)).collect();
+    run(&mut world, 7 * HOUR);
+    let during: Vec<Values> = (0..8).map(|pod| files(&world, pod)).collect();
+    assert_eq!(before, during);
+    assert!(world.audit.outage_rate <= 0.05, "{} requests/s in the outage", world.audit.outage_rate);
+    run(&mut world, 24 * HOUR);
+    assert_eq!(world.audit.counts.logins, 8, "no login was needed");
+    assert_eq!(world.audit.note_count("expired"), 0);
+}
+
+/// vault-k8s#49: what happens if Vault goes down? Each way, for 20 minutes and for three hours; a credential
+/// that outlives the outage is never lost, one that does not is flagged and replaced.
+#[test]
+fn outage_matrix() {
+    for (name, on, off) in [
+        ("down", Fault::Down(true), Fault::Down(false)),
+        ("black hole", Fault::BlackHole(true), Fault::BlackHole(false)),
+        ("sealed", Fault::Sealed(true), Fault::Sealed(false)),
+        ("throttled", Fault::Throttled(true), Fault::Throttled(false)),
+        ("answers lost", Fault::AnswersLost(true), Fault::AnswersLost(false)),
+        ("slow", Fault::Slow(70 * SECOND), Fault::Slow(Duration::ZERO)),
+        ("database down", Fault::DatabaseDown(true), Fault::DatabaseDown(false)),
+        ("logins refused", Fault::ReviewBroken(true), Fault::ReviewBroken(false)),
+    ] {
+        for length in [20 * MINUTE, 3 * HOUR] {
+            let mut world = node(Role::default());
+            for _ in 0..3 {
+                world.pod(&pod(&["database/creds/hour", "secret/data/a"]));
+                world.pod(&pod(&["secret/data/b"]));
+            }
+            world.fault(HOUR, on.clone());
+            world.fault(HOUR + length, off.clone());
+            if let Err(broken) = world.run(HOUR + length) {
+                panic!("{}\n{name} for {length:?}: {broken}", world.trace());
+            }
+            if length < 21 * MINUTE {
+                // B11: an outage of a third of a TTL is not noticed.
+                assert_eq!(world.audit.note_count("expired"), 0, "{name}");
+            }
+            assert!(world.audit.outage_rate <= 0.2, "{name}: {}", world.audit.outage_rate);
+            run(&mut world, HOUR + length + 10 * MINUTE);
+            if let Err(broken) = audit::converged(&world) {
+                panic!("{}\n{name} for {length:?}: {broken}", world.trace());
+            }
+        }
+    }
+}
+
+/// sscsi#1483: five hours of 429 with a `Retry-After` of zero.
+#[test]
+fn server_429_5h() {
+    let mut world = node(Role { ttl: 24 * HOUR, ..Role::default() });
+    for _ in 0..8 {
+        world.pod(&pod(&["secret/data/a", "secret/data/b"]));
+    }
+    world.pod(&PodSpec { start: 90 * MINUTE, ..pod(&["secret/data/a"]) });
+    world.fault(HOUR, Fault::Throttled(true));
+    world.fault(6 * HOUR, Fault::Throttled(false));
+    run(&mut world, 6 * HOUR + 5 * MINUTE);
+    assert!(world.audit.outage_rate <= 0.05, "{} requests/s", world.audit.outage_rate);
+    assert_eq!(world.pods[8].state, PodState::Running, "the pod that came meanwhile starts");
+}
+
+/// B9: mounts and unmounts with kills; live leases are what live mounts hold.
+#[test]
+fn churn_lease_equals_mounts() {
+    let mut world = node(Role::default());
+    let mut start = Duration::ZERO;
+    for round in 0..300_u32 {
+        let pod = world.pod(&PodSpec { start, ..pod(&["database/creds/hour"]) });
+        world.fault(start + 90 * SECOND, Fault::Stop(pod));
+        if round % 7 == 3 {
+            world.fault(start + SECOND * (round % 50), Fault::Kill(round % 11, 3 * SECOND));
+        }
+        start += 20 * SECOND;
+    }
+    run(&mut world, start + 5 * MINUTE);
+    drained(&world);
+    let orphans = world.server.live_leases(world.now).count();
+    assert_eq!(orphans, 0, "nothing beyond a minute while the server is up");
+    let lost = world.server.live_tokens(world.now).count();
+    assert!(lost <= world.audit.restarts, "at most one lease-free token for each kill");
+}
+
+#[test]
+fn revoke_on_unmount() {
+    for (paths, within) in [(vec!["database/creds/hour"], 2 * SECOND), (vec!["secret/data/a"], 64 * SECOND)] {
+        let mut world = node(Role { may_revoke: false, ..Role::default() });
+        let index = world.pod(&pod(&paths));
+        run(&mut world, 10 * MINUTE);
+        assert_eq!(world.server.live_tokens(world.now).count(), 1);
+        world.stop(index);
+        run(&mut world, 10 * MINUTE + within);
+        assert_eq!(world.server.live_tokens(world.now).count(), 0, "{paths:?}");
+        assert_eq!(world.server.live_leases(world.now).count(), 0);
+    }
+}
+
+/// The ServiceAccount is gone: no login works any more; the mount lives to its session's maximum, then it is
+/// flagged, and the server is left alone.
+#[test]
+fn sa_deleted_stops() {
+    let mut world = node(Role { ttl: HOUR, max: 2 * HOUR, ..Role::default() });
+    world.pod(&pod(&["database/creds/hour"]));
+    world.fault(30 * MINUTE, Fault::AccountDeleted(0));
+    run(&mut world, 4 * HOUR);
+    assert!(world.audit.note_count("expired") >= 1);
+    let before = world.audit.counts.requests();
+    run(&mut world, 10 * HOUR);
+    let asked = world.audit.counts.requests() - before;
+    assert!(asked <= 6 * 20, "{asked} requests in six hours without a ServiceAccount");
+    stop_all(&mut world, 2 * MINUTE);
+    drained(&world);
+}
+
+/// A standby answers older versions; the audit refuses a version that goes back. A restored snapshot is
+/// believed after it was seen for some time.
+#[test]
+fn no_version_regress() {
+    let mut world = node(Role::default());
+    world.pod(&pod(&["secret/data/a", "secret/data/b"]));
+    world.fault(SECOND, Fault::Lag(Duration::from_millis(2200)));
+    for minute in 1..600 {
+        world.fault(MINUTE * minute, Fault::Write("secret/data/a".into()));
+    }
+    run(&mut world, 10 * HOUR);
+    world.fault(10 * HOUR + SECOND, Fault::Snapshot(8 * HOUR));
+    run(&mut world, 10 * HOUR + 10 * MINUTE);
+    assert!(audit::converged(&world).is_ok(), "{:?}\n{}", audit::converged(&world), world.trace());
+}
+
+#[test]
+fn spc_change_revalidated() {
+    let mut world = node(Role::default());
+    let index = world.pod(&pod(&["secret/data/a"]));
+    for (minute, edit) in [
+        (10, Edit::Invalid),
+        (20, Edit::Paths(vec!["secret/data/b".into(), "database/creds/hour".into()])),
+        (30, Edit::Refuse),
+        (40, Edit::Allow),
+        (50, Edit::Paths(vec!["secret/data/none".into()])),
+    ] {
+        world.fault(MINUTE * minute, Fault::Edit(index, edit));
+    }
+    run(&mut world, 19 * MINUTE);
+    assert_eq!(
+        (world.audit.note_count("edit-rejected"), files(&world, 0).len()),
+        (1, 1),
+        "the old files stay"
+    );
+    run(&mut world, 29 * MINUTE);
+    assert_eq!(files(&world, 0).len(), 2);
+    run(&mut world, 39 * MINUTE);
+    assert_eq!(world.audit.note_count("refused"), 1);
+    assert_eq!(world.server.live_leases(world.now).count(), 0, "what policy refuses is given back");
+    run(&mut world, 49 * MINUTE);
+    assert!(alive(&world, 0), "and made again once it is allowed");
+    run(&mut world, 3 * HOUR);
+    assert!(alive(&world, 0), "an edit that names nothing changes nothing");
+    assert!(world.audit.note_count("edit-rejected") >= 2);
+    stop_all(&mut world, 2 * MINUTE);
+    drained(&world);
+}
+
+/// Threat row: shared sessions and coalesced checks never carry one identity's value to another. The audit
+/// compares who read each value with whose pod shows it.
+#[test]
+fn model_no_cross_identity() {
+    for seed in 0..40 {
+        let mut world = World::new(seed, false);
+        for _ in 0..3 {
+            world.role(Role::default());
+        }
+        for path in ["secret/data/a", "secret/data/b"] {
+            world.kv(path);
+        }
+        for pod_index in 0..24 {
+            world.pod(&PodSpec {
+                account: pod_index % 3,
+                start: SECOND * u32::try_from(pod_index).unwrap(),
+                ..pod(&["secret/data/a", "secret/data/b"])
+            });
+        }
+        for minute in 1..60 {
+            world.fault(MINUTE * minute, Fault::Write("secret/data/a".into()));
+        }
+        world.fault(20 * MINUTE, Fault::LoseToken(seed));
+        run(&mut world, HOUR);
+        assert!(world.audit.counts.swaps > 24 * 30);
+    }
+}
+
+#[test]
+fn kv_refresh_is_coalesced() {
+    let mut world = node(Role::default());
+    for _ in 0..20 {
+        world.pod(&pod(&["secret/data/a", "secret/data/b"]));
+    }
+    run(&mut world, HOUR);
+    let before = world.audit.counts.reads;
+    run(&mut world, 3 * HOUR);
+    let reads = world.audit.counts.reads - before;
+    assert!((46..=56).contains(&reads), "{reads} reads of two values in two hours");
+    assert_eq!(world.server.live_tokens(world.now).count(), 1, "one session for all");
+}
+
+/// Driver-written volumes show no unmount: what Mounts stopped coming for is let expire.
+#[test]
+fn driver_written_silence() {
+    let mut world = node(Role::default());
+    world.pod(&PodSpec { mode: Mode::DriverWritten, ..pod(&["database/creds/short"]) });
+    run(&mut world, 2 * HOUR);
+    assert!(alive(&world, 0), "kept true while Mounts come");
+    world.fault(2 * HOUR, Fault::Republish(false));
+    run(&mut world, 2 * HOUR + 11 * MINUTE);
+    assert_eq!(world.audit.note_count("silent"), 1);
+    run(&mut world, 4 * HOUR);
+    assert_eq!(world.server.live_tokens(world.now).count(), 0);
+    world.fault(4 * HOUR, Fault::Republish(true));
+    run(&mut world, 4 * HOUR + 5 * MINUTE);
+    assert!(alive(&world, 0), "a Mount that comes back brings it back");
+}
+
+/// A first mount that fails after it has minted: the kubelet's retries use what is there.
+#[test]
+fn retry_reuses_what_was_minted() {
+    let mut world = node(Role::default());
+    world.pod(&pod(&["database/creds/hour", "secret/data/a"]));
+    world.fault(Duration::ZERO, Fault::Deleted("secret/data/a".into(), true));
+    world.fault(10 * MINUTE, Fault::Deleted("secret/data/a".into(), false));
+    run(&mut world, 15 * MINUTE);
+    assert_eq!(world.pods[0].state, PodState::Running);
+    assert_eq!(world.audit.counts.mints, 1, "ten minutes of retries minted once");
+    assert_eq!(world.audit.counts.logins, 1);
+    // One that is never tried again gives everything back.
+    world.fault(16 * MINUTE, Fault::Deleted("secret/data/b".into(), true));
+    let lost = world.pod(&PodSpec { start: 17 * MINUTE, ..pod(&["database/creds/hour", "secret/data/b"]) });
+    run(&mut world, 18 * MINUTE);
+    world.stop(lost);
+    run(&mut world, 19 * MINUTE);
+    assert_eq!(world.server.live_leases(world.now).count(), 1);
+}
+
+/// I9: what fails for one object or pod stays its own.
+#[test]
+fn one_failing_object_blocks_no_other() {
+    let mut world = node(Role::default());
+    world.pod(&pod(&["secret/data/a", "secret/data/b", "database/creds/short"]));
+    world.pod(&pod(&["secret/data/b"]));
+    world.fault(10 * MINUTE, Fault::Deleted("secret/data/a".into(), true));
+    world.fault(20 * MINUTE, Fault::Write("secret/data/b".into()));
+    run(&mut world, 3 * HOUR);
+    for pod in 0..2 {
+        let newest =
+            files(&world, pod).values().any(|value| matches!(value.content, Content::Kv { version: 2, .. }));
+        assert!(newest, "pod {pod}");
+    }
+    assert!(alive(&world, 0));
+}
+
+/// B17: half an hour of suspend; nothing is declared dead that can be renewed, nothing stampedes.
+#[test]
+fn suspend_30_min() {
+    let mut world = node(Role::default());
+    for _ in 0..8 {
+        world.pod(&pod(&["database/creds/hour", "secret/data/a"]));
+    }
+    world.fault(2 * HOUR, Fault::Suspend(15 * MINUTE));
+    run(&mut world, 4 * HOUR);
+    assert_eq!(world.audit.counts.logins, 8);
+    assert_eq!(world.audit.note_count("expired"), 0);
+    world.fault(4 * HOUR, Fault::Suspend(2 * HOUR));
+    run(&mut world, 6 * HOUR + 5 * MINUTE);
+    assert!((0..8).all(|pod| alive(&world, pod)), "after two hours asleep all are dead, and replaced");
+}
+
+fn print_fleet(nodes: usize, steady: Duration, outage: Duration) -> fleet::Load {
+    let started = Instant::now();
+    let load = fleet::fleet(nodes, steady, outage);
+    println!(
+        "{nodes} nodes x 50 mounts, {} h steady, {} min outage, recovery: {:?}\n{}",
+        steady.as_secs() / 3600,
+        outage.as_secs() / 60,
+        started.elapsed(),
+        load.table(nodes)
+    );
+    load
+}
+
+/// The fleet in an hour of peace.
+#[test]
+fn simulate_fleet() {
+    let load = print_fleet(200, HOUR, HOUR);
+    let steady = load.steady.units / load.steady_seconds;
+    assert!(steady <= 740.0 * 200.0 / 5000.0 * 1.2, "{steady} units/s");
+    assert_eq!((load.steady.logins, load.steady.mints), (0, 0), "a steady fleet logs in and mints nothing");
+}
+
+/// teleport#6889: after an outage that outlived every token, all come back at once, and must not.
+#[test]
+fn herd_sim() {
+    let load = print_fleet(50, HOUR, 2 * HOUR);
+    assert!(load.converged, "the fleet did not recover in two hours");
+    assert!(load.outage_rate <= 0.2, "{} requests/s of a node in the outage", load.outage_rate);
+    let ratio = load.recovery.units / load.recovered.units;
+    assert!(ratio <= 1.5, "offered / served {ratio}");
+    let minimum = load.minimum(50.0 / 5000.0);
+    assert!(load.recovery_seconds <= 2.0 * minimum + 60.0, "{} s of {minimum}", load.recovery_seconds);
+}
+
+/// The whole fleet's day, and an outage that outlives every token.
+#[test]
+#[ignore = "minutes; run by `make simulate`"]
+fn simulate_fleet_day() {
+    let load = print_fleet(5000, 24 * HOUR, 2 * HOUR);
+    assert!(load.converged);
+}
