@@ -48,6 +48,8 @@ impl Bare {
             path: ApiPath::parse(path).unwrap(),
             query: std::collections::BTreeMap::new(),
             args: None,
+            optional: false,
+            versioned: None,
         };
         Self {
             backend: VaultBackend::new(Limits::default()),

@@ -144,6 +144,14 @@ pub struct Secret {
     pub since: BootTime,
 }
 
+impl Secret {
+    /// That there is none, to a request sent at `since`.
+    pub const fn absent(since: BootTime) -> Self {
+        let body = SecretBody::Absent;
+        Self { body, lease: None, lifetime: None, kv_version: None, warnings: Vec::new(), since }
+    }
+}
+
 /// What an answer holds.
 #[derive(Clone, Debug)]
 pub enum SecretBody {
@@ -151,6 +159,8 @@ pub enum SecretBody {
     Json(Arc<Envelope>),
     /// A raw endpoint (PEM, DER): the body as it came.
     Raw(Arc<crate::secret::SecretBytes>),
+    /// There is no such secret, and nobody minds ([`SecretRequest::optional`]).
+    Absent,
 }
 
 /// The envelope of a JSON answer, kept as it came so that a whole-response object can show it.

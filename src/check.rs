@@ -56,6 +56,7 @@ impl Default for Judge {
             address: Some(UNKNOWN_ADDRESS.into()),
             namespace: String::new(),
             auth_mount: AUTH_MOUNT.into(),
+            node: String::new(),
             tls: TlsSpec::default(),
         };
         let all = [ProviderName::Leasehold, ProviderName::Vault, ProviderName::Openbao];

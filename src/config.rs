@@ -18,6 +18,9 @@ use crate::{
     telemetry::LogConfig,
 };
 
+/// Where the name of the node is looked for, `.pod.node` of templates.
+const NODE_VARIABLES: [&str; 2] = ["LEASEHOLD_NODE_NAME", "NODE_NAME"];
+
 /// Where the driver's chart looks for sockets (`linux.providersDir`).
 pub const PROVIDERS_DIR: &str = "/var/run/secrets-store-csi-providers";
 /// On every node a tmpfs, and of the host: it must outlive the pod, but not a boot.
@@ -203,7 +206,7 @@ impl Config {
         self.baseline.addresses.iter().for_each(|address| line("allowed address", address));
         self.baseline.tls_dirs.iter().for_each(|dir| line("allowed tls-dir", &dir.display().to_string()));
         self.baseline.audiences.iter().for_each(|audience| line("allowed audience", audience));
-        for (provider, Defaults { address, namespace, auth_mount, tls }) in &self.defaults {
+        for (provider, Defaults { address, namespace, auth_mount, node, tls }) in &self.defaults {
             let mut setting = |key: &str, value: Option<&str>| {
                 value
                     .filter(|value| !value.is_empty())
@@ -212,6 +215,7 @@ impl Config {
             setting("address", address.as_deref());
             setting("namespace", Some(namespace));
             setting("mount", Some(auth_mount));
+            setting("node", Some(node));
             setting("ca-cert", tls.ca_cert.as_deref());
             setting("ca-directory", tls.ca_directory.as_deref());
             setting("server-name", tls.server_name.as_deref());
@@ -241,6 +245,7 @@ impl Tenancy {
             address: None,
             namespace: String::new(),
             auth_mount: AUTH_MOUNT.to_owned(),
+            node: String::new(),
             tls: TlsSpec::default(),
         };
         if openbao == unsaid && vault.address.is_some() {
@@ -248,6 +253,10 @@ impl Tenancy {
         } else if vault == unsaid && openbao.address.is_some() {
             vault.clone_from(&openbao);
         }
+        // From the downward API: templates may write it.
+        let node = NODE_VARIABLES.iter().find_map(|name| environment(name)).unwrap_or_default();
+        vault.node.clone_from(&node);
+        openbao.node = node;
         let baseline = baseline(
             &[&vault, &openbao],
             flags.allow_vault_address,
@@ -364,6 +373,7 @@ fn defaults(
         address: pick(&flags.addr, "ADDR"),
         namespace: pick(&flags.namespace, "NAMESPACE").unwrap_or_default(),
         auth_mount: flags.mount.clone().filter(|mount| !mount.is_empty()).unwrap_or(AUTH_MOUNT.to_owned()),
+        node: String::new(),
         tls: TlsSpec {
             ca_cert: pick(&flags.tls_ca_cert, "CACERT"),
             ca_directory: pick(&flags.tls_ca_directory, "CAPATH"),

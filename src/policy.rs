@@ -28,7 +28,11 @@
 
 use std::fmt;
 
-use crate::spec::{PodIdentity, ProviderName, VolumeSpec, values::quote};
+use crate::spec::{
+    Object, PodIdentity, ProviderName, SecretRequest, VolumeSpec,
+    object::{Output, Part, Source},
+    values::quote,
+};
 
 pub use address::address_key;
 
@@ -175,6 +179,23 @@ impl Policy {
     /// With the line of the mistake.
     pub fn from_yaml(text: &str, baseline: Baseline) -> Result<Self, PolicyError> {
         Ok(Self { baseline, rules: Some(file::read(text)?) })
+    }
+
+    /// Takes from `spec` the paths that a KV version 2 mount may have us ask for instead of those written, as
+    /// far as `pod` may not have them: then nobody asks.
+    pub fn narrow(&self, provider: ProviderName, pod: &PodIdentity, spec: &mut VolumeSpec) {
+        if self.rules.is_none() {
+            return;
+        }
+        let mut probe = VolumeSpec { objects: Vec::new(), ..spec.clone() };
+        for request in spec.objects.iter_mut().flat_map(Object::requests_mut) {
+            let Some(path) = &request.versioned else { continue };
+            let source = Source::Secret { request: SecretRequest::read(path.clone()), part: Part::Response };
+            probe.objects = vec![Object::new(Output::Inputs, source)];
+            if self.check(provider, pod, &probe).is_err() {
+                request.versioned = None;
+            }
+        }
     }
 
     /// Whether `pod` may have `spec`.

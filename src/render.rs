@@ -1,18 +1,30 @@
 //! Pure: from a volume's spec and the answers of the store to the files and their versions.
 //!
-//! `value` finds an object's bytes in an answer, `json` writes JSON as the incumbents do.
+//! `value` finds an object's bytes in an answer, `json` writes JSON as the incumbents do, `extract` makes a
+//! folder of a secret, `inputs` is what templates see.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::SystemTime};
 
 use aws_lc_rs::hmac;
 
 use crate::{
     backend::{DataLifetime, Secret, SecretBody},
+    format::{Certificate, FormatError, PrivateKey},
     projection::{FileProjection, Payload},
     secret::SecretBytes,
-    spec::{ApiPath, DependencyId, Encoding, Object, VolumeSpec, values::quote},
+    spec::{
+        DependencyId, FileMode, Object, ObjectPath, VolumeSpec,
+        object::{Absence, Part, Source},
+    },
 };
 
+pub use error::{KeyNames, RenderError};
+use inputs::Inputs;
+use value::Content;
+
+mod error;
+mod extract;
+mod inputs;
 mod json;
 #[cfg(test)]
 mod tests;
@@ -23,9 +35,6 @@ pub const MAX_OBJECT_LEN: usize = 16 << 20;
 
 /// Bytes of one volume's files. A swap holds the old and the new version at once.
 pub const MAX_PAYLOAD_LEN: usize = 32 << 20;
-
-/// Key names that an error lists: enough to see the typing mistake in any real secret.
-const MAX_NAMED_KEYS: usize = 20;
 
 /// Bytes of a version: no two contents collide by accident, and it cannot be guessed without the key.
 const VERSION_LEN: usize = 16;
@@ -60,6 +69,7 @@ impl DigestKey {
                 context.update(b"raw");
                 context.update(bytes.expose());
             }
+            SecretBody::Absent => context.update(b"absent"),
         }
         let mut digest = [0; VERSION_LEN];
         digest.copy_from_slice(&context.sign().as_ref()[..VERSION_LEN]);
@@ -86,92 +96,7 @@ pub struct Rendered {
     pub versions: Vec<(String, String)>,
 }
 
-/// Why a volume cannot be rendered: the object, and what it lacks; key names, never values.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RenderError {
-    /// The read set has no answer to the object's request.
-    #[error("object {}: {path} has not been read", quote(object))]
-    Unread {
-        /// `objectName`.
-        object: String,
-        /// Path of the request.
-        path: ApiPath,
-    },
-    /// The answer's data has no such key.
-    #[error(
-        "object {}: key {} does not exist at the secret path {path}; {}",
-        quote(object), quote(key), Keys { names: found, total: *total }
-    )]
-    MissingKey {
-        /// `objectName`.
-        object: String,
-        /// `secretKey`.
-        key: String,
-        /// Path of the request.
-        path: ApiPath,
-        /// The first of the keys that exist, sorted.
-        found: Vec<String>,
-        /// How many exist.
-        total: usize,
-    },
-    /// A `secretKey` into an answer that is no JSON.
-    #[error("object {}: {path} answers with a raw body that has no keys, remove secretKey", quote(object))]
-    RawHasNoKeys {
-        /// `objectName`.
-        object: String,
-        /// Path of the request.
-        path: ApiPath,
-    },
-    /// The value is not in the encoding that the object names.
-    #[error(
-        "object {}: the value of key {} is not valid {encoding}, check the field encoding",
-        quote(object),
-        quote(key)
-    )]
-    NotEncoded {
-        /// `objectName`.
-        object: String,
-        /// `secretKey`.
-        key: String,
-        /// `base64` or `hex`.
-        encoding: Encoding,
-    },
-    /// One file over [`MAX_OBJECT_LEN`].
-    #[error("object {} has {len} bytes, more than {MAX_OBJECT_LEN}", quote(object))]
-    ObjectTooLarge {
-        /// `objectName`.
-        object: String,
-        /// Its bytes.
-        len: usize,
-    },
-    /// All files over [`MAX_PAYLOAD_LEN`].
-    #[error(
-        "the volume's objects have more than {MAX_PAYLOAD_LEN} bytes together, split the SecretProviderClass"
-    )]
-    PayloadTooLarge,
-}
-
-struct Keys<'a> {
-    names: &'a [String],
-    total: usize,
-}
-
-impl std::fmt::Display for Keys<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.names.is_empty() {
-            return f.write_str("it has no keys");
-        }
-        // Keys are names that a writer of the store chose: shown on one line and with an end.
-        let names: Vec<String> = self.names.iter().map(|name| quote(name).to_string()).collect();
-        write!(f, "it has the keys {}", names.join(", "))?;
-        match self.total.saturating_sub(self.names.len()) {
-            0 => Ok(()),
-            more => write!(f, " and {more} more"),
-        }
-    }
-}
-
-/// Renders every file of a volume from one read set.
+/// Renders every file of a volume from one read set; `now` is for templates that ask for the time.
 ///
 /// # Errors
 /// The first object that cannot be rendered.
@@ -179,37 +104,176 @@ pub fn render(
     spec: &VolumeSpec,
     secrets: &BTreeMap<DependencyId, Secret>,
     key: &DigestKey,
+    now: SystemTime,
 ) -> Result<Rendered, RenderError> {
-    let mut payload = Payload::default();
-    let mut versions = Vec::with_capacity(spec.objects.len());
-    let mut total = 0usize;
+    check_certificates(spec, secrets)?;
+    let inputs = Inputs::read(spec, secrets)?;
+    let mut files = Files::new(key, spec.default_mode);
     for object in &spec.objects {
-        let name = object.name.as_str();
-        let content = content(object, secrets)?;
-        total = total.saturating_add(content.file.len());
-        if content.file.len() > MAX_OBJECT_LEN {
-            return Err(RenderError::ObjectTooLarge { object: name.to_owned(), len: content.file.len() });
+        let Some(path) = object.file() else { continue };
+        match contents(object, path, spec, &inputs, secrets, now) {
+            Ok(contents) => files.add(object, contents)?,
+            Err(error) if error.is_absence() => match &object.absence {
+                Absence::Fails => return Err(error),
+                Absence::Skips => files.skip(object),
+                Absence::Defaults(text) => {
+                    files.add(object, Contents::File(path, Content::whole(text.clone().into_bytes())))?;
+                }
+            },
+            Err(error) => return Err(error),
         }
-        if total > MAX_PAYLOAD_LEN {
-            return Err(RenderError::PayloadTooLarge);
-        }
-        versions.push((name.to_owned(), key.version(name, content.data())));
-        let file = FileProjection {
-            contents: content.file.into(),
-            mode: object.mode.unwrap_or(spec.default_mode),
-            owner: object.owner,
-        };
-        payload.files.insert(object.name.clone(), file);
     }
-    Ok(Rendered { payload, versions })
+    files.finish()
 }
 
-fn content(object: &Object, secrets: &BTreeMap<DependencyId, Secret>) -> Result<value::Content, RenderError> {
-    let Some(secret) = secrets.get(&object.request.id()) else {
-        return Err(RenderError::Unread {
-            object: object.name.as_str().to_owned(),
-            path: object.request.path.clone(),
-        });
+enum Contents<'a> {
+    File(&'a ObjectPath, Content),
+    Folder(Vec<(ObjectPath, Vec<u8>)>),
+}
+
+fn contents<'a>(
+    object: &Object,
+    path: &'a ObjectPath,
+    spec: &VolumeSpec,
+    inputs: &Inputs<'_>,
+    secrets: &BTreeMap<DependencyId, Secret>,
+    now: SystemTime,
+) -> Result<Contents<'a>, RenderError> {
+    let (request, part) = match &object.source {
+        Source::Template(source) => {
+            let file = inputs::template(object, source, spec, inputs, secrets, now)?;
+            return Ok(Contents::File(path, Content::whole(file.expose().to_vec())));
+        }
+        Source::Secret { request, part } => (request, part),
     };
-    value::content(object, &secret.body)
+    let body = value::answer(object, request, secrets)?;
+    if let Part::Extract(extract) = part {
+        let data = value::data(object, request, body, "extract")?.as_object();
+        let files = data.map(|data| extract::files(object, path, extract, data)).transpose()?;
+        return Ok(Contents::Folder(files.unwrap_or_default()));
+    }
+    Ok(Contents::File(path, value::content(object, request, part, body, inputs)?))
+}
+
+/// Key and certificate of one answer belong together, or nothing is written: half of a rotation would take
+/// every server down that reads it. What is no PEM is the application's own matter.
+fn check_certificates(
+    spec: &VolumeSpec,
+    secrets: &BTreeMap<DependencyId, Secret>,
+) -> Result<(), RenderError> {
+    for id in spec.requests().into_keys() {
+        let Some(SecretBody::Json(envelope)) = secrets.get(&id).map(|secret| &secret.body) else { continue };
+        let data = value::descend(envelope.data.expose());
+        let text = |key| data.get(key).and_then(serde_json::Value::as_str);
+        let (Some(key), Some(certificates)) = (text("private_key"), text("certificate")) else { continue };
+        let (Ok(key), Ok(certificates)) =
+            (PrivateKey::from_pem(key), Certificate::all_from_pem(certificates))
+        else {
+            continue;
+        };
+        // A chain in any order: whoever keeps one in a KV secret may begin with the authority's.
+        let mut outcomes = certificates.iter().map(|certificate| key.matches(certificate));
+        if outcomes.all(|outcome| outcome == Err(FormatError::Mismatch))
+            && let Some((object, request)) = spec.user_of(id)
+        {
+            let (object, path) = (object.name().to_owned(), request.path.clone());
+            return Err(RenderError::Mismatch { object, path });
+        }
+    }
+    Ok(())
+}
+
+/// The files so far.
+struct Files<'a> {
+    key: &'a DigestKey,
+    default_mode: FileMode,
+    payload: Payload,
+    versions: Vec<(String, String)>,
+    /// Which object wrote a file.
+    writers: BTreeMap<ObjectPath, &'a str>,
+    total: usize,
+}
+
+impl<'a> Files<'a> {
+    fn new(key: &'a DigestKey, default_mode: FileMode) -> Self {
+        Self {
+            key,
+            default_mode,
+            payload: Payload::default(),
+            versions: Vec::new(),
+            writers: BTreeMap::new(),
+            total: 0,
+        }
+    }
+
+    fn add(&mut self, object: &'a Object, contents: Contents<'_>) -> Result<(), RenderError> {
+        let name = object.name();
+        let version = match contents {
+            Contents::File(path, content) => {
+                let version = self.key.version(name, content.data());
+                self.file(object, path.clone(), content.into_file())?;
+                version
+            }
+            Contents::Folder(files) => {
+                let mut all = Vec::new();
+                for (path, content) in files {
+                    for part in [path.as_str().as_bytes(), &content] {
+                        // Lengths keep neighbours apart.
+                        all.extend_from_slice(&(part.len() as u64).to_be_bytes());
+                        all.extend_from_slice(part);
+                    }
+                    self.file(object, path, content)?;
+                }
+                let all = SecretBytes::new(all);
+                self.key.version(name, all.expose())
+            }
+        };
+        self.versions.push((name.to_owned(), version));
+        Ok(())
+    }
+
+    /// An object without a file. Its version is not that of an empty one.
+    fn skip(&mut self, object: &Object) {
+        let version = self.key.version(&format!("{}\0absent", object.name()), &[]);
+        self.versions.push((object.name().to_owned(), version));
+    }
+
+    fn file(&mut self, object: &'a Object, path: ObjectPath, content: Vec<u8>) -> Result<(), RenderError> {
+        let name = object.name();
+        if content.len() > MAX_OBJECT_LEN {
+            return Err(RenderError::ObjectTooLarge { object: name.to_owned(), len: content.len() });
+        }
+        self.total = self.total.saturating_add(content.len());
+        if self.total > MAX_PAYLOAD_LEN {
+            return Err(RenderError::PayloadTooLarge);
+        }
+        if let Some(first) = self.writers.insert(path.clone(), name) {
+            let (file, first, second) = (path.to_string(), first.to_owned(), name.to_owned());
+            return Err(RenderError::Clash { file, first, second });
+        }
+        let file = FileProjection {
+            contents: content.into(),
+            mode: object.mode.unwrap_or(self.default_mode),
+            owner: object.owner,
+        };
+        self.payload.files.insert(path, file);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Rendered, RenderError> {
+        let names: BTreeMap<&str, &str> =
+            self.writers.iter().map(|(path, writer)| (path.as_str(), *writer)).collect();
+        for (path, second) in &names {
+            for (end, _) in path.match_indices('/') {
+                if let Some(first) = names.get(&path[..end]) {
+                    return Err(RenderError::FileAndFolder {
+                        file: path[..end].to_owned(),
+                        first: (*first).to_owned(),
+                        second: (*second).to_owned(),
+                    });
+                }
+            }
+        }
+        Ok(Rendered { payload: self.payload, versions: self.versions })
+    }
 }

@@ -6,8 +6,10 @@
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 pub use object::{Encoding, Object, SecretRequest};
-pub use path::{ApiPath, ObjectPath};
+pub use path::{ApiPath, ObjectPath, ObjectPathError};
 pub use problem::{SpecError, Warning};
+
+use crate::template::PodContext;
 
 pub mod object;
 pub mod parameters;
@@ -164,12 +166,33 @@ pub struct VolumeSpec {
     pub objects: Vec<Object>,
     /// Mode of files whose object names none.
     pub default_mode: FileMode,
+    /// What templates may know of their pod; empty where there are none.
+    #[serde(default)]
+    pub pod: PodContext,
 }
 
 impl VolumeSpec {
-    /// The distinct requests of all objects: two keys of one credential are one read.
+    /// The distinct requests of all objects, those in templates too: two keys of one credential are one read.
     pub fn requests(&self) -> BTreeMap<DependencyId, &SecretRequest> {
-        self.objects.iter().map(|object| (object.request.id(), &object.request)).collect()
+        self.objects.iter().flat_map(Object::requests).map(|request| (request.id(), request)).collect()
+    }
+
+    /// The first object that needs a request, and the request.
+    pub fn user_of(&self, id: DependencyId) -> Option<(&Object, &SecretRequest)> {
+        let users = self.objects.iter().flat_map(|object| object.requests().map(move |it| (object, it)));
+        users.into_iter().find(|(_, request)| request.id() == id)
+    }
+
+    /// Whether rendering may take milliseconds: templates have a budget of up to a second, and keystores
+    /// derive keys.
+    pub fn is_costly(&self) -> bool {
+        self.objects.iter().any(|object| {
+            matches!(
+                object.source,
+                object::Source::Template(_)
+                    | object::Source::Secret { part: object::Part::Keystore { .. }, .. }
+            )
+        })
     }
 }
 

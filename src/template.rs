@@ -262,7 +262,7 @@ impl SecretCall {
 }
 
 /// What templates may know of their pod, as `.pod.name` and so on. Not secret.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PodContext {
     /// Name of the pod.
     pub name: String,

@@ -12,6 +12,8 @@ mod faults;
 mod modes;
 #[path = "e2e/mount.rs"]
 mod mount;
+#[path = "e2e/objects.rs"]
+mod objects;
 #[path = "e2e/reading.rs"]
 mod reading;
 #[path = "e2e/refusals.rs"]

@@ -36,6 +36,7 @@ fn mount(policy: &Policy, attributes: &BTreeMap<String, String>) -> Result<Vec<S
         address: Some("https://vault:8200".into()),
         namespace: String::new(),
         auth_mount: "kubernetes".into(),
+        node: String::new(),
         tls: own_tls(),
     };
     let parsed = parameters::parse(ProviderName::Vault, attributes, FileMode::DEFAULT, &defaults);

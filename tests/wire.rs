@@ -73,6 +73,7 @@ impl Bench {
             address: Some("http://127.0.0.1:1".into()),
             namespace: String::new(),
             auth_mount: AUTH_MOUNT.into(),
+            node: String::new(),
             tls: TlsSpec::default(),
         };
         let baseline = Baseline { addresses: vec!["http://127.0.0.1:1".into()], ..Baseline::default() };

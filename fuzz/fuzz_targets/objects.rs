@@ -12,11 +12,14 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
         address: Some("https://vault:8200".into()),
         namespace: String::new(),
         auth_mount: "kubernetes".into(),
+        node: String::new(),
         tls: TlsSpec::default(),
     };
     if let Ok(parsed) = parameters::parse(ProviderName::Vault, &attributes, FileMode::DEFAULT, &defaults) {
-        let names: BTreeSet<_> = parsed.spec.objects.iter().map(|object| object.name.as_str()).collect();
-        assert_eq!(names.len(), parsed.spec.objects.len(), "names are unique");
+        let files = || parsed.spec.objects.iter().filter(|object| object.file().is_some());
+        let names: BTreeSet<_> = files().map(|object| object.name()).collect();
+        assert_eq!(names.len(), files().count(), "names are unique");
+        let names: BTreeSet<_> = files().filter(|it| !it.is_folder()).map(|object| object.name()).collect();
         for name in &names {
             assert!(
                 !name.match_indices('/').any(|(end, _)| names.contains(&name[..end])),

@@ -19,6 +19,7 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
         address: Some("https://vault:8200".into()),
         namespace: String::new(),
         auth_mount: "kubernetes".into(),
+        node: String::new(),
         tls: TlsSpec::default(),
     };
     let policy =

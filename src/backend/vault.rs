@@ -296,7 +296,22 @@ impl SecretBackend for VaultBackend {
         request: &SecretRequest,
     ) -> Result<Secret, BackendError> {
         let call = Call::fetch(request);
-        match self.perform(&context, &call, Some(token)).await? {
+        let outcome = match (self.perform(&context, &call, Some(token)).await, &request.versioned) {
+            // What consul-template does for `secret "kv/app"`. The server says what the path lacks to those who
+            // may read it; to those who may read the path with `data/` alone it says 403.
+            (Err(error), Some(path))
+                if failure::lacks_data(&error) || error.class == FailureClass::Denied =>
+            {
+                let versioned = SecretRequest { path: path.clone(), versioned: None, ..request.clone() };
+                let second = Call::fetch(&versioned);
+                match self.perform(&context, &second, Some(token)).await {
+                    Err(_) if error.class == FailureClass::Denied => Err(error),
+                    outcome => outcome,
+                }
+            }
+            (outcome, _) => outcome,
+        };
+        match outcome? {
             Outcome::Answered(answer) => Self::secret(&call, &target(&context), answer),
             Outcome::AlreadyGone => Err(failure::of_content(&call, &target(&context), AnswerError::Empty)),
         }

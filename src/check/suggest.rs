@@ -9,7 +9,7 @@ use std::{
 use super::{Class, Judge, Report, UNKNOWN_ADDRESS, examine, manifest, read};
 use crate::{
     policy::address_key,
-    spec::{TlsSpec, VolumeSpec, parameters::Defaults},
+    spec::{Object, TlsSpec, VolumeSpec, parameters::Defaults},
 };
 
 /// What the classes of one namespace ask for at one address.
@@ -79,14 +79,14 @@ impl Needs {
         self.other_audience |= spec.login.audience != class.provider.default_audience();
         self.skip_verify |= connection.tls.skip_verify && !defaults.tls.skip_verify;
         self.add_tls(&connection.tls, &defaults.tls);
-        for object in &spec.objects {
-            let path = &object.request.path;
+        for request in spec.objects.iter().flat_map(Object::requests) {
+            let path = &request.path;
             self.paths.insert(if root {
                 path.to_string()
             } else {
                 format!("{}/{path}", connection.namespace)
             });
-            self.writes |= object.request.is_write();
+            self.writes |= request.is_write();
         }
     }
 

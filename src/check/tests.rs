@@ -174,7 +174,7 @@ fn the_suggested_policy_allows_the_classes_and_no_neighbour() {
             |spec| spec.login.mount = crate::spec::ApiPath::parse("neighbour").unwrap(),
             |spec| spec.login.role = "neighbour".into(),
             |spec| spec.login.audience = "neighbour".into(),
-            |spec| spec.objects[0].request.path = crate::spec::ApiPath::parse("secret/data/pay/z").unwrap(),
+            |spec| request(spec).path = crate::spec::ApiPath::parse("secret/data/pay/z").unwrap(),
         ];
         for change in neighbours {
             let mut neighbour = spec.clone();
@@ -184,10 +184,45 @@ fn the_suggested_policy_allows_the_classes_and_no_neighbour() {
     }
     // Writes and skip-verify are for those that need them only.
     let mut writes = specs[2].2.clone();
-    writes.objects[0].request.method = crate::spec::object::Method::Put;
+    request(&mut writes).method = crate::spec::object::Method::Put;
     assert!(policy.check(ProviderName::Leasehold, &pod("default"), &writes).is_err());
     let mut skips = specs[0].2.clone();
     skips.connection.tls.skip_verify = true;
     assert!(policy.check(ProviderName::Vault, &pod("pay"), &skips).is_err());
     assert!(text.contains("put the right one here") && text.contains("name those that use them"), "{text}");
+}
+
+fn request(spec: &mut VolumeSpec) -> &mut crate::spec::SecretRequest {
+    spec.objects[0].requests_mut().next().unwrap()
+}
+
+#[test]
+fn mistakes_in_templates_are_on_their_line_of_the_file() {
+    let manifest = "apiVersion: secrets-store.csi.x-k8s.io/v1
+kind: SecretProviderClass
+metadata: {name: one, namespace: pay}
+spec:
+  provider: vault
+  parameters:
+    roleName: app
+    objects: |
+      - as: db
+        secretPath: database/creds/app
+      - objectName: app.env
+        template: |
+          A={{ .db.username }}
+          B={{ .db.password | urlquer }}
+";
+    let report = check_texts(&[("m.yaml".into(), manifest.into())]);
+    let shown: Vec<_> = report.findings.iter().map(|it| (it.line, it.message.as_str())).collect();
+    assert_eq!(
+        shown,
+        [(
+            14,
+            "object \"app.env\" (line 6): template: line 2, column 21 of it: there is no function urlquer; did you \
+             mean urlquery?"
+        )]
+    );
+    let good = manifest.replace("urlquer ", "urlquery ");
+    assert_eq!(check_texts(&[("m.yaml".into(), good)]).findings, []);
 }

@@ -28,8 +28,12 @@ use crate::{
     provider::token::{self, Tokens},
     render::{DigestKey, render},
     secret::SecretString,
-    spec::{ApiPath, DependencyId, PodIdentity, SecretRequest, VolumeSpec, object::Method},
+    spec::{
+        ApiPath, DependencyId, Object, PodIdentity, SecretRequest, VolumeSpec,
+        object::{Part, Source},
+    },
     telemetry,
+    template::PodContext,
 };
 
 /// Largest token file; the API server's tokens have about 1 KiB.
@@ -144,7 +148,14 @@ struct DryRun<'a> {
 }
 
 impl<'a> DryRun<'a> {
-    fn new(arguments: &'a RenderArgs, spec: VolumeSpec, pod: &PodIdentity) -> Self {
+    fn new(arguments: &'a RenderArgs, mut spec: VolumeSpec, pod: &PodIdentity) -> Self {
+        spec.pod = PodContext {
+            name: pod.name.clone(),
+            namespace: pod.namespace.clone(),
+            uid: pod.uid.clone(),
+            service_account: pod.service_account.clone(),
+            node: spec.pod.node,
+        };
         let context = RequestContext {
             connection: Arc::new(spec.connection.clone()),
             timeout: TIMEOUT,
@@ -255,7 +266,13 @@ impl<'a> DryRun<'a> {
     }
 
     async fn fetch(&self, grant: &Grant, request: &SecretRequest) -> Result<Secret, BackendError> {
-        self.backend.fetch(self.context.clone(), &grant.token, request).await
+        let sent = clock::boot_now();
+        match self.backend.fetch(self.context.clone(), &grant.token, request).await {
+            Err(error) if request.optional && error.class == FailureClass::NotFound => {
+                Ok(Secret::absent(sent))
+            }
+            answer => answer,
+        }
     }
 
     /// Why making a request does more than to read, as far as can be seen without making it.
@@ -288,7 +305,7 @@ impl<'a> DryRun<'a> {
         };
         let path = ApiPath::parse(&format!("sys/internal/ui/mounts/{path}"))
             .map_err(|error| unknown(format!("the path {error}")))?;
-        let request = SecretRequest { method: Method::Get, path, query: BTreeMap::new(), args: None };
+        let request = SecretRequest::read(path);
         let secret = self.fetch(grant, &request).await?;
         let SecretBody::Json(envelope) = &secret.body else {
             return Err(unknown("the server answers no JSON".into()));
@@ -309,29 +326,39 @@ impl<'a> DryRun<'a> {
         let header = ["FILE", "MODE", "BYTES", "VERSION", "FROM"].map(str::to_owned);
         let mut rows = vec![header.to_vec()];
         let mut missing = Vec::new();
-        for object in &self.spec.objects {
-            let id = object.request.id();
-            if let Some(why) = left_out.get(&id) {
-                missing.push(format!("missing  {}: {why}\n", object.name));
+        for object in self.spec.objects.iter().filter(|object| object.file().is_some()) {
+            if let Some(why) = needs(&self.spec, object).find_map(|it| left_out.get(&it.id())) {
+                missing.push(format!("missing  {}: {why}\n", object.name()));
                 continue;
             }
-            let alone = VolumeSpec { objects: vec![object.clone()], ..self.spec.clone() };
-            let files = match render(&alone, secrets, &key) {
+            let inputs = inputs_of(&self.spec, object);
+            let objects = inputs.chain([object]).cloned().collect();
+            let alone = VolumeSpec { objects, ..self.spec.clone() };
+            let files = match render(&alone, secrets, &key, clock::wall_now()) {
                 Ok(rendered) => rendered.payload.files,
                 Err(error) => {
                     missing.push(format!("failed   {}\n", telemetry::chain(&error)));
                     continue;
                 }
             };
-            let version = secrets.get(&id).and_then(|secret| secret.kv_version);
-            let key = object.key.as_ref().map(|key| format!(" key {key}")).unwrap_or_default();
+            let (version, from) = match &object.source {
+                Source::Template(_) => (None, "template".to_owned()),
+                Source::Secret { request, part } => {
+                    let key = match part {
+                        Part::Key(key) => format!(" key {key}"),
+                        _ => String::new(),
+                    };
+                    let version = secrets.get(&request.id()).and_then(|secret| secret.kv_version);
+                    (version, format!("{} {}{key}", request.method.as_str(), request.path))
+                }
+            };
             for (path, file) in files {
                 rows.push(vec![
                     self.arguments.target.join(path.as_str()).display().to_string(),
                     format!("{:04o}", file.mode.bits()),
                     file.contents.len().to_string(),
                     version.map_or_else(|| "-".to_owned(), |version| version.to_string()),
-                    format!("{} {}{key}", object.request.method.as_str(), object.request.path),
+                    from.clone(),
                 ]);
                 payload.files.insert(path, file);
             }
@@ -364,7 +391,22 @@ impl<'a> DryRun<'a> {
 
 /// Objects that are missing because their request was not made or not answered.
 fn left_out_objects(spec: &VolumeSpec, left_out: &BTreeMap<DependencyId, &str>) -> usize {
-    spec.objects.iter().filter(|object| left_out.contains_key(&object.request.id())).count()
+    let files = spec.objects.iter().filter(|object| object.file().is_some());
+    files.filter(|object| needs(spec, object).any(|it| left_out.contains_key(&it.id()))).count()
+}
+
+/// The entries with `as` that an object may use.
+fn inputs_of<'a>(spec: &'a VolumeSpec, object: &'a Object) -> impl Iterator<Item = &'a Object> {
+    let uses = match &object.source {
+        Source::Template(_) => true,
+        Source::Secret { part, .. } => matches!(part, Part::Keystore { .. }),
+    };
+    spec.objects.iter().filter(move |it| uses && it.file().is_none())
+}
+
+/// The requests without which an object cannot be rendered.
+fn needs<'a>(spec: &'a VolumeSpec, object: &'a Object) -> impl Iterator<Item = &'a SecretRequest> {
+    inputs_of(spec, object).chain([object]).flat_map(Object::requests)
 }
 
 /// Whether a read makes a lease, by type of secret engine. Unknown types are taken to.

@@ -1016,9 +1016,7 @@ impl Lifecycle {
         let Some(volume) = self.volumes.get_mut(key) else { return };
         let live = volume.is_live();
         let Some(attempt) = &mut volume.attempt else { return };
-        let object = id.and_then(|id| {
-            attempt.spec.objects.iter().find(|object| object.request.id() == id).map(|object| &object.name)
-        });
+        let object = id.and_then(|id| attempt.spec.user_of(id)).map(|(object, _)| object.name());
         let error = match object {
             Some(name) => BackendError { message: format!("object \"{name}\": {error}"), ..error },
             None => error,
@@ -1115,11 +1113,10 @@ impl Lifecycle {
         }
         let login = || format!("auth/{} as role \"{}\"", attempt.spec.login.mount, attempt.spec.login.role);
         let reading = attempt.needs.iter().find(|(_, need)| matches!(need, Need::InFlight(_)));
-        let reading =
-            reading.and_then(|(id, _)| attempt.spec.objects.iter().find(|object| object.request.id() == *id));
+        let reading = reading.and_then(|(id, _)| attempt.spec.user_of(*id));
         let doing = match (attempt.phase, reading) {
-            (Phase::Gathering, Some(object)) => {
-                format!("reading {} for object \"{}\"", object.request.path, object.name)
+            (Phase::Gathering, Some((object, request))) => {
+                format!("reading {} for object \"{}\"", request.path, object.name())
             }
             (Phase::Gathering, None) => format!("logging in at {}", login()),
             (Phase::Waiting(_), _) => "waiting to try again".to_owned(),

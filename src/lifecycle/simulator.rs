@@ -26,7 +26,8 @@ use crate::{
     lifecycle::Event,
     spec::{
         ApiPath, Connection, FileMode, LoginSpec, Object, ObjectPath, PodIdentity, ProviderName,
-        SecretRequest, TlsSpec, VolumeSpec, object::Method,
+        SecretRequest, TlsSpec, VolumeSpec,
+        object::{Method, Output, Part, Source},
     },
     volume::{FailureKind, MountFailure, VolumeKey},
 };
@@ -828,25 +829,16 @@ pub(crate) fn spec(account: usize, paths: &[&str]) -> Arc<VolumeSpec> {
         let issue = path.contains("/issue/");
         let request = SecretRequest {
             method: if issue { Method::Put } else { Method::Get },
-            path: ApiPath::parse(path).expect("the model's paths are canonical"),
-            query: BTreeMap::new(),
             args: issue.then(|| "{\"common_name\":\"a\"}".to_owned()),
+            ..SecretRequest::read(ApiPath::parse(path).expect("the model's paths are canonical"))
         };
         let keys: &[&str] =
             if path.starts_with("database/creds") { &["username", "password"] } else { &["v"] };
         for key in keys {
-            objects.push(Object {
-                name: ObjectPath::parse(&format!("{}-{key}", path.replace('/', "-")))
-                    .expect("the model's names are normal"),
-                request: request.clone(),
-                key: Some((*key).to_owned()),
-                encoding: Default::default(),
-                mode: None,
-                owner: None,
-                overlap: crate::spec::DEFAULT_OVERLAP,
-                refresh_interval: None,
-                refresh_policy: Default::default(),
-            });
+            let name = ObjectPath::parse(&format!("{}-{key}", path.replace('/', "-")))
+                .expect("the model's names are normal");
+            let part = Part::Key((*key).to_owned());
+            objects.push(Object::new(Output::File(name), Source::Secret { request: request.clone(), part }));
         }
     }
     Arc::new(VolumeSpec {
@@ -862,5 +854,6 @@ pub(crate) fn spec(account: usize, paths: &[&str]) -> Arc<VolumeSpec> {
         },
         objects,
         default_mode: FileMode::DEFAULT,
+        pod: Default::default(),
     })
 }

@@ -337,7 +337,11 @@ impl Volume {
 
     /// The overlap and refresh wishes of a request: the strictest of the objects that use it.
     pub(super) fn wishes(spec: &VolumeSpec, id: DependencyId) -> (Duration, Option<Duration>, RefreshPolicy) {
-        let mut users = spec.objects.iter().filter(|object| object.request.id() == id).peekable();
+        let mut users = spec
+            .objects
+            .iter()
+            .filter(|object| object.requests().any(|request| request.id() == id))
+            .peekable();
         if users.peek().is_none() {
             return (DEFAULT_OVERLAP, None, RefreshPolicy::Periodic);
         }

@@ -113,14 +113,17 @@ impl Limits {
     }
 
     fn check_object(&self, object: &Object, spec: &VolumeSpec, gate: &mut Gate<'_>) -> Result<(), Refused> {
-        gate.object = Some(object.name.as_str().to_owned());
-        let (namespace, path) = (&spec.connection.namespace, &object.request.path);
-        // Vault takes the namespace from the header or from the front of the path: one form for both.
-        let joined = if namespace.is_empty() { path.to_string() } else { format!("{namespace}/{path}") };
-        gate.patterns("path", &joined, self.paths.as_deref())?;
-        let allowed = self.writes || !object.request.is_write();
-        gate.pass(allowed, "write", &format!("{} {joined}", object.request.method.as_str()), || {
-            "it has no \"writes: allow\"".into()
+        gate.object = Some(object.name().to_owned());
+        let namespace = &spec.connection.namespace;
+        object.requests().try_for_each(|request| {
+            let path = &request.path;
+            // Vault takes the namespace from the header or from the front of the path: one form for both.
+            let joined = if namespace.is_empty() { path.to_string() } else { format!("{namespace}/{path}") };
+            gate.patterns("path", &joined, self.paths.as_deref())?;
+            let allowed = self.writes || !request.is_write();
+            gate.pass(allowed, "write", &format!("{} {joined}", request.method.as_str()), || {
+                "it has no \"writes: allow\"".into()
+            })
         })
     }
 }

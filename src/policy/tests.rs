@@ -35,6 +35,7 @@ fn spec(pairs: &[(&str, &str)]) -> VolumeSpec {
         address: Some(OWN.into()),
         namespace: String::new(),
         auth_mount: "kubernetes".into(),
+        node: String::new(),
         tls: TlsSpec { ca_cert: Some("/own/ca.pem".into()), ..TlsSpec::default() },
     };
     parameters::parse(ProviderName::Vault, &attributes, FileMode::DEFAULT, &defaults).unwrap().spec
@@ -312,4 +313,37 @@ fn the_example_of_the_documentation_is_a_policy() {
     let pairs = [("vaultNamespace", "team-a"), ("roleName", "payments-web"), ("objects", objects)];
     assert_eq!(check(&policy, &pod("payments", "web"), &pairs), Ok(()));
     assert!(check(&policy, &pod("payments-eu", "web"), &pairs).is_err());
+}
+
+/// What a template reads by itself is asked for like anything else, and so is the path that a KV version 2
+/// mount would have us ask for instead.
+#[test]
+fn calls_of_templates_pass_policy() {
+    let template =
+        |call: &str| format!("- {{objectName: a, template: '{{{{ with secret {call} }}}}{{{{ end }}}}'}}");
+    let team = pod("team", "sa");
+    let policy = file("rules: [{namespaces: [team], paths: [secret/app, pki/issue/web]}]");
+    let of = |call: &str| check(&policy, &team, &[("objects", &template(call))]);
+    assert_eq!(of("\"secret/app\""), Ok(()));
+    let refused = of("\"secret/other\"").unwrap_err();
+    assert!(
+        refused.starts_with("rule 1 of the node's policy refuses path \"secret/other\" of object \"a\""),
+        "{refused}"
+    );
+    let refused = of("\"pki/issue/web\" \"common_name=x\"").unwrap_err();
+    assert!(refused.contains("refuses write \"PUT pki/issue/web\" of object \"a\""), "{refused}");
+    let writes = file("rules: [{namespaces: [team], paths: [pki/issue/web], writes: allow}]");
+    let objects = template("\"pki/issue/web\" \"common_name=x\"");
+    assert_eq!(check(&writes, &team, &[("objects", &objects)]), Ok(()));
+
+    let objects = template("\"secret/app\"");
+    let versioned = |policy: &Policy| {
+        let mut spec = spec(&[("objects", &objects)]);
+        policy.narrow(ProviderName::Vault, &team, &mut spec);
+        spec.objects[0].requests().next().unwrap().versioned.clone().map(|path| path.to_string())
+    };
+    assert_eq!(versioned(&policy), None, "nobody allowed secret/data/app");
+    let both = file("rules: [{namespaces: [team], paths: [secret/app, secret/data/*]}]");
+    assert_eq!(versioned(&both).as_deref(), Some("secret/data/app"));
+    assert_eq!(versioned(&Policy::baseline(baseline())).as_deref(), Some("secret/data/app"));
 }

@@ -348,14 +348,16 @@ impl Provider {
                 "leasehold has no defaults for this socket",
             ));
         };
-        let parsed = parameters::parse(self.name, attributes, default_mode, defaults).map_err(|error| {
-            MountFailure::new(FailureKind::InvalidArgument, crate::telemetry::chain(&error))
-        })?;
+        let mut parsed =
+            parameters::parse(self.name, attributes, default_mode, defaults).map_err(|error| {
+                MountFailure::new(FailureKind::InvalidArgument, crate::telemetry::chain(&error))
+            })?;
         self.warn_once(digest, &parsed.warnings);
         self.shared.node.policy.check(self.name, pod, &parsed.spec).map_err(|refusal| {
             self.shared.node.metrics.refused(self.name);
             MountFailure::new(FailureKind::PermissionDenied, crate::telemetry::chain(&refusal))
         })?;
+        self.shared.node.policy.narrow(self.name, pod, &mut parsed.spec);
         Ok(parsed)
     }
 

@@ -13,13 +13,25 @@ use crate::{
     spec::{FileMode, ProviderName, TlsSpec, parameters},
 };
 
+mod objects;
+
+const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
 fn spec(objects: &str) -> VolumeSpec {
-    let attributes = [("roleName", "app"), ("objects", objects)];
+    let attributes = [
+        ("roleName", "app"),
+        ("objects", objects),
+        ("csi.storage.k8s.io/pod.name", "web-0"),
+        ("csi.storage.k8s.io/pod.namespace", "prod"),
+        ("csi.storage.k8s.io/pod.uid", "u-1"),
+        ("csi.storage.k8s.io/serviceAccount.name", "web"),
+    ];
     let attributes = attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let defaults = parameters::Defaults {
         address: Some("https://vault:8200".into()),
         namespace: String::new(),
         auth_mount: "kubernetes".into(),
+        node: String::new(),
         tls: TlsSpec::default(),
     };
     parameters::parse(ProviderName::Vault, &attributes, FileMode::DEFAULT, &defaults).unwrap().spec
@@ -43,7 +55,7 @@ fn envelope(data: Value) -> Envelope {
 fn with(objects: &str, body: SecretBody) -> Result<Rendered, RenderError> {
     let spec = spec(objects);
     let secrets = spec.requests().into_keys().map(|id| (id, answer(body.clone()))).collect();
-    render(&spec, &secrets, &DigestKey::new(&[7; 32]))
+    render(&spec, &secrets, &DigestKey::new(&[7; 32]), NOW)
 }
 
 fn json(objects: &str, data: Value) -> Result<Rendered, RenderError> {
@@ -198,9 +210,9 @@ fn version_hash_keyed() {
         .into_keys()
         .map(|id| (id, answer(SecretBody::Json(Arc::new(envelope(json!({"k": "same"})))))))
         .collect();
-    let first = render(&spec, &secrets, &DigestKey::new(&[1; 32])).unwrap().versions;
-    let again = render(&spec, &secrets, &DigestKey::new(&[1; 32])).unwrap().versions;
-    let other_node = render(&spec, &secrets, &DigestKey::new(&[2; 32])).unwrap().versions;
+    let first = render(&spec, &secrets, &DigestKey::new(&[1; 32]), NOW).unwrap().versions;
+    let again = render(&spec, &secrets, &DigestKey::new(&[1; 32]), NOW).unwrap().versions;
+    let other_node = render(&spec, &secrets, &DigestKey::new(&[2; 32]), NOW).unwrap().versions;
     assert_eq!(first, again);
     assert_eq!((first[0].0.as_str(), first[1].0.as_str()), ("a", "b"));
     assert_ne!(first[0].1, first[1].1, "equal values must not show as equal");
@@ -238,7 +250,7 @@ fn modes_owners_and_limits() {
 
 #[test]
 fn what_was_not_read_is_said() {
-    let error = render(&spec(&key("k", "")), &BTreeMap::new(), &DigestKey::new(&[0; 32])).unwrap_err();
+    let error = render(&spec(&key("k", "")), &BTreeMap::new(), &DigestKey::new(&[0; 32]), NOW).unwrap_err();
     assert_eq!(error.to_string(), "object \"f\": secret/data/app has not been read");
 }
 

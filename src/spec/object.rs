@@ -1,10 +1,12 @@
-//! One entry of `objects`: a file, and the request its content comes from.
+//! One entry of `objects`: what it writes, and the secret or the template that its content comes from.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use super::{ApiPath, DependencyId, FileMode, FileOwner, ObjectPath, RefreshPolicy};
+use crate::{format::DataFormat, template::SecretCall};
 
 pub(super) mod reader;
+pub(crate) mod source;
 
 /// HTTP methods a secret may be read with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -39,12 +41,26 @@ pub struct SecretRequest {
     pub query: BTreeMap<String, Vec<String>>,
     /// Arguments as canonical JSON text (sorted keys); the body of a PUT or POST.
     pub args: Option<String>,
+    /// Whether a 404 is an answer: every object that reads it is optional or has a default.
+    #[serde(default)]
+    pub optional: bool,
+    /// The path to ask for, once, when the server says that this one lacks the `data/` of a KV version 2
+    /// mount: consul-template's templates are written without it.
+    #[serde(default)]
+    pub versioned: Option<ApiPath>,
 }
 
 impl SecretRequest {
-    /// The request's digest: SHA-256 over all of it, length-prefixed, first 16 bytes.
+    /// A plain read of `path`.
+    pub const fn read(path: ApiPath) -> Self {
+        let query = BTreeMap::new();
+        Self { method: Method::Get, path, query, args: None, optional: false, versioned: None }
+    }
+
+    /// The request's digest: SHA-256 over what is asked, first 16 bytes. What we do with a 404 is not asked.
     pub fn id(&self) -> DependencyId {
-        let text = serde_json::to_vec(self).expect("a request of strings is JSON");
+        let asked = (self.method, &self.path, &self.query, &self.args);
+        let text = serde_json::to_vec(&asked).expect("a request of strings is JSON");
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &text);
         let mut id = [0; 16];
         id.copy_from_slice(&digest.as_ref()[..16]);
@@ -65,6 +81,8 @@ pub enum Encoding {
     Utf8,
     /// Standard base64.
     Base64,
+    /// Base64 in the alphabet of URLs, with or without its padding.
+    Base64Url,
     /// Hexadecimal.
     Hex,
 }
@@ -74,22 +92,151 @@ impl fmt::Display for Encoding {
         f.write_str(match self {
             Self::Utf8 => "utf-8",
             Self::Base64 => "base64",
+            Self::Base64Url => "base64url",
             Self::Hex => "hex",
         })
     }
 }
 
-/// One file, and where its content comes from.
+/// Where a content goes.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Output {
+    /// Into the volume: a file, or the folder of [`Part::Extract`].
+    File(ObjectPath),
+    /// Into the templates of the same list, under this name; no file (`as`).
+    Input(String),
+    /// Into the templates, every key of the data under its own name (`as: .`).
+    Inputs,
+}
+
+/// Where a content comes from.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Source {
+    /// From an answer of the store.
+    Secret {
+        /// The request that is answered.
+        request: SecretRequest,
+        /// What of the answer.
+        part: Part,
+    },
+    /// From a template over the inputs of the list and secrets of its own.
+    Template(TemplateSource),
+}
+
+/// What of an answer. Its data is what is below `data`, and below `data.data` where that is a map (KV v2).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Part {
+    /// The whole response as JSON, or the raw body.
+    Response,
+    /// The whole data, for templates.
+    Data,
+    /// One key of the data.
+    Key(String),
+    /// A nested value of the data, by RFC 6901.
+    Pointer(String),
+    /// The whole data in a form.
+    Format(DataFormat),
+    /// Key and certificate in a keystore.
+    Keystore {
+        /// The form of the keystore.
+        kind: Keystore,
+        /// Its password.
+        password: Password,
+    },
+    /// Each key of the data a file.
+    Extract(Extract),
+}
+
+/// Forms of keystores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Keystore {
+    /// PKCS#12.
+    Pkcs12,
+    /// Sun's JKS.
+    Jks,
+}
+
+/// Where a keystore's password is.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Password {
+    /// In this key of the same data (`passwordKey`).
+    Key(String),
+    /// In this input of the list (`passwordFrom`).
+    Input(String),
+}
+
+/// Which keys become files, and under which names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Extract {
+    /// Globs of keys to take; none takes all.
+    pub include: Vec<String>,
+    /// Globs of keys to leave.
+    pub exclude: Vec<String>,
+    /// Applied in this order to each key's name.
+    pub rename: Vec<Rename>,
+}
+
+/// A replacement in a name.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Rename {
+    /// A regular expression in RE2's syntax; validated.
+    pub from: String,
+    /// What every match becomes; `$1` is the first group.
+    pub to: String,
+}
+
+/// A template, and what it reads by itself.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct TemplateSource {
+    /// Its text, which parses.
+    pub text: String,
+    /// Line of its first line within `objects`, when its lines are lines there.
+    pub line: Option<u64>,
+    /// Its `secret` calls, each once.
+    pub calls: Vec<TemplateCall>,
+}
+
+/// A `secret` call of a template, and the request it makes.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct TemplateCall {
+    /// The path as the template spells it.
+    pub path: String,
+    /// Its arguments.
+    pub args: BTreeMap<String, String>,
+    /// The request.
+    pub request: SecretRequest,
+}
+
+impl TemplateCall {
+    /// Whether this is the request of `call`.
+    pub fn is(&self, call: &SecretCall) -> bool {
+        self.path == call.path && self.args == call.args
+    }
+}
+
+/// What happens when the store has no such secret or key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Absence {
+    /// The mount fails.
+    #[default]
+    Fails,
+    /// There is no file and no input (`optional: true`).
+    Skips,
+    /// This is the content (`default`).
+    Defaults(String),
+}
+
+/// One entry of `objects`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Object {
-    /// Path of the file within the volume.
-    pub name: ObjectPath,
-    /// The request that answers it.
-    pub request: SecretRequest,
-    /// Key within the answer's data; `None` writes the whole response as JSON.
-    pub key: Option<String>,
-    /// Applied to the value of `key`.
+    /// Where its content goes.
+    pub output: Output,
+    /// Where its content comes from.
+    pub source: Source,
+    /// Applied to the value of a key or pointer, and to each extracted value.
     pub encoding: Encoding,
+    /// When the secret or the key is not there.
+    pub absence: Absence,
     /// Mode; the volume's default otherwise.
     pub mode: Option<FileMode>,
     /// Owner; root otherwise.
@@ -100,4 +247,61 @@ pub struct Object {
     pub refresh_interval: Option<Duration>,
     /// Whether it is checked at all.
     pub refresh_policy: RefreshPolicy,
+}
+
+impl Object {
+    /// A file whose content comes from `source`, with the defaults of all other fields.
+    pub fn new(output: Output, source: Source) -> Self {
+        Self {
+            output,
+            source,
+            encoding: Encoding::default(),
+            absence: Absence::default(),
+            mode: None,
+            owner: None,
+            overlap: super::DEFAULT_OVERLAP,
+            refresh_interval: None,
+            refresh_policy: RefreshPolicy::default(),
+        }
+    }
+
+    /// `objectName`, or the name in `as`.
+    pub fn name(&self) -> &str {
+        match &self.output {
+            Output::File(path) => path.as_str(),
+            Output::Input(name) => name,
+            Output::Inputs => ".",
+        }
+    }
+
+    /// The file it writes, or the folder it writes files into.
+    pub const fn file(&self) -> Option<&ObjectPath> {
+        match &self.output {
+            Output::File(path) => Some(path),
+            Output::Input(_) | Output::Inputs => None,
+        }
+    }
+
+    /// Every request its content needs.
+    pub fn requests(&self) -> impl Iterator<Item = &SecretRequest> {
+        let (own, calls) = match &self.source {
+            Source::Secret { request, .. } => (Some(request), &[][..]),
+            Source::Template(template) => (None, template.calls.as_slice()),
+        };
+        own.into_iter().chain(calls.iter().map(|call| &call.request))
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn requests_mut(&mut self) -> impl Iterator<Item = &mut SecretRequest> {
+        let (own, calls) = match &mut self.source {
+            Source::Secret { request, .. } => (Some(request), &mut [][..]),
+            Source::Template(template) => (None, template.calls.as_mut_slice()),
+        };
+        own.into_iter().chain(calls.iter_mut().map(|call| &mut call.request))
+    }
+
+    /// Whether it writes any number of files below its name.
+    pub const fn is_folder(&self) -> bool {
+        matches!(self.source, Source::Secret { part: Part::Extract(_), .. })
+    }
 }

@@ -7,12 +7,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use super::problem::{SpecError, Warning};
 use super::{
-    ApiPath, Connection, FileMode, FileOwner, LoginSpec, Object, ProviderName, TlsSpec, VolumeSpec,
-    object::reader::{self, Entry},
+    ApiPath, Connection, DependencyId, FileMode, FileOwner, LoginSpec, Object, ProviderName, TlsSpec,
+    VolumeSpec,
+    object::{
+        Absence, Output, Part, Password, Source,
+        reader::{self, Entry},
+    },
     problem::Findings,
     values,
     yaml::{Kind, Node},
 };
+use crate::template::PodContext;
 
 #[cfg(test)]
 mod tests;
@@ -59,6 +64,8 @@ pub struct Defaults {
     pub namespace: String,
     /// `-vault-mount`; `kubernetes`.
     pub auth_mount: String,
+    /// Name of the node, for templates; empty when the agent was not told.
+    pub node: String,
     /// `-vault-tls-*` and kin.
     pub tls: TlsSpec,
 }
@@ -115,11 +122,14 @@ pub fn collect(
     let login = reader.login(defaults);
     let connection = reader.connection(defaults);
     let owner = reader.owner();
-    let objects = reader.objects(owner);
+    let pod = reader.pod(defaults);
+    let objects = reader.objects(owner, &pod);
     let Findings { errors, warnings } = reader.findings;
     let spec = match (login, connection, objects) {
         (Some(login), Some(connection), Some(objects)) if errors.is_empty() => {
-            Some(VolumeSpec { connection, login, objects, default_mode })
+            let is_template = |object: &Object| matches!(object.source, Source::Template(_));
+            let pod = if objects.iter().any(is_template) { pod } else { PodContext::default() };
+            Some(VolumeSpec { connection, login, objects, default_mode, pod })
         }
         _ => None,
     };
@@ -304,7 +314,22 @@ impl<'a> Reader<'a> {
         (found != FileOwner::default()).then_some(found)
     }
 
-    fn objects(&mut self, owner: Option<FileOwner>) -> Option<Vec<Object>> {
+    /// The pod as the kubelet names it. A manifest that is checked offline has none: a star stands for any.
+    fn pod(&self, defaults: &Defaults) -> PodContext {
+        let field = |name: &str| {
+            let value = self.attributes.get(&format!("csi.storage.k8s.io/{name}"));
+            value.cloned().unwrap_or_else(|| "*".to_owned())
+        };
+        PodContext {
+            name: field("pod.name"),
+            namespace: field("pod.namespace"),
+            uid: field("pod.uid"),
+            service_account: field("serviceAccount.name"),
+            node: defaults.node.clone(),
+        }
+    }
+
+    fn objects(&mut self, owner: Option<FileOwner>, pod: &PodContext) -> Option<Vec<Object>> {
         let text = self.attributes.get("objects").map(String::as_str).unwrap_or_default();
         if text.len() > MAX_OBJECTS_TEXT {
             let reason = format!("has {} bytes, more than {MAX_OBJECTS_TEXT}", text.len());
@@ -345,34 +370,86 @@ impl<'a> Reader<'a> {
         let entries: Vec<Entry> = items
             .iter()
             .enumerate()
-            .filter_map(|(index, item)| reader::read(item, index, owner, findings))
+            .filter_map(|(index, item)| reader::read(item, index, owner, pod, findings))
             .collect();
         check_names(&entries, findings);
-        Some(entries.into_iter().map(|entry| entry.object).collect())
+        check_inputs(&entries, findings);
+        let mut objects: Vec<Object> = entries.into_iter().map(|entry| entry.object).collect();
+        let required = required(&objects);
+        if required.len() > MAX_OBJECTS {
+            let reason = format!("needs {} requests, more than {MAX_OBJECTS}", required.len());
+            self.findings.error(SpecError::Objects { line: None, reason });
+            return None;
+        }
+        for request in objects.iter_mut().flat_map(Object::requests_mut) {
+            request.optional = required.get(&request.id()) == Some(&false);
+        }
+        Some(objects)
     }
 }
 
+/// The distinct requests, and whether an object cannot do without its answer.
+fn required(objects: &[Object]) -> BTreeMap<DependencyId, bool> {
+    let mut required = BTreeMap::new();
+    for object in objects {
+        for request in object.requests() {
+            *required.entry(request.id()).or_insert(false) |= object.absence == Absence::Fails;
+        }
+    }
+    required
+}
+
+fn object_error(entry: &Entry, field: &'static str, reason: String) -> SpecError {
+    let object = values::quote(entry.object.name()).to_string();
+    SpecError::Object { object, field, line: entry.line, reason }
+}
+
+/// Files and folders: no two of one name, and no file where another needs a folder.
 fn check_names(entries: &[Entry], findings: &mut Findings) {
     let mut seen = BTreeSet::new();
-    let repeated: Vec<&Entry> =
-        entries.iter().filter(|entry| !seen.insert(entry.object.name.as_str())).collect();
+    let files = || entries.iter().filter(|entry| entry.object.file().is_some());
+    let repeated: Vec<&Entry> = files().filter(|entry| !seen.insert(entry.object.name())).collect();
     if let Some(first) = repeated.first() {
-        let names = repeated.iter().map(|entry| entry.object.name.as_str().to_owned()).collect();
+        let names = repeated.iter().map(|entry| entry.object.name().to_owned()).collect();
         findings.error(SpecError::DuplicateNames { names, line: first.line });
     }
-    for entry in entries {
-        let name = entry.object.name.as_str();
+    let plain: BTreeSet<&str> =
+        files().filter(|entry| !entry.object.is_folder()).map(|entry| entry.object.name()).collect();
+    for entry in files() {
+        let name = entry.object.name();
         let mut parents = name.match_indices('/').map(|(end, _)| &name[..end]);
-        if let Some(file) = parents.find(|parent| seen.contains(parent)) {
-            findings.error(SpecError::Object {
-                object: values::quote(name).to_string(),
-                field: "objectName",
-                line: entry.line,
-                reason: format!(
-                    "{} is the file of another object and cannot be a folder too",
-                    values::quote(file)
-                ),
-            });
+        if let Some(file) = parents.find(|parent| plain.contains(parent)) {
+            let reason =
+                format!("{} is the file of another object and cannot be a folder too", values::quote(file));
+            findings.error(object_error(entry, "objectName", reason));
+        }
+    }
+    // An entry that did not parse may be the file.
+    if findings.errors.is_empty() && !entries.is_empty() && files().next().is_none() {
+        let reason = "has only entries with \"as\", none of which writes a file".to_owned();
+        findings.error(SpecError::Objects { line: None, reason });
+    }
+}
+
+/// Inputs: no two of one name, and one for every password that is taken from one.
+fn check_inputs(entries: &[Entry], findings: &mut Findings) {
+    let mut names = BTreeSet::new();
+    for entry in entries {
+        if let Output::Input(name) = &entry.object.output
+            && !names.insert(name.as_str())
+        {
+            findings.error(object_error(entry, "as", "is the name of an entry above too".to_owned()));
+        }
+    }
+    for entry in entries {
+        if let Source::Secret { part: Part::Keystore { password: Password::Input(name), .. }, .. } =
+            &entry.object.source
+            && !names.contains(name.as_str())
+        {
+            let near = values::nearest(name, names.iter().copied());
+            let hint = near.map(|near| format!(", did you mean {near}?")).unwrap_or_default();
+            let reason = format!("no entry has \"as: {}\"{hint}", name.escape_debug());
+            findings.error(object_error(entry, "passwordFrom", reason));
         }
     }
 }

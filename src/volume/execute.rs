@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use super::holdings::{HeldSession, Holdings};
 use crate::{
     backend::{BackendError, FailureClass, Grant, Renewed, RequestContext, Secret, SecretBackend},
-    clock::BootTime,
+    clock::{BootTime, boot_now},
     lifecycle::{
         Lifecycle,
         message::{Lane, OpId, Request},
@@ -132,7 +132,15 @@ pub(super) async fn run<B: SecretBackend>(backend: Arc<B>, op: OpId, job: Job) -
             Outcome::LoggedIn(id, guarded(backend.login(context, &login, &jwt)).await)
         }
         Job::Fetch(context, held, request) => {
-            Outcome::Fetched(guarded(backend.fetch(context, &held.token, &request)).await)
+            let sent = boot_now();
+            let answer = guarded(backend.fetch(context, &held.token, &request)).await;
+            Outcome::Fetched(match answer {
+                // That there is nothing is an answer to those who asked whether there is something.
+                Err(error) if request.optional && error.class == FailureClass::NotFound => {
+                    Ok(Secret::absent(sent))
+                }
+                answer => answer,
+            })
         }
         Job::RenewSession(context, held) => {
             Outcome::Renewed(guarded(backend.renew_session(context, &held.token)).await)

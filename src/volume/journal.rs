@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Of the records; another version's are dropped, their sessions expire.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Why there is no journal.
 #[derive(Debug, thiserror::Error)]

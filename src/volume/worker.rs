@@ -40,7 +40,7 @@ use crate::{
         target::{self, MountIdentity},
         writer::{self, RootMtime, WriteError, WriteRequest},
     },
-    render::{DigestKey, render},
+    render::{DigestKey, Rendered, render},
 };
 
 /// The worker looks around at least this often, whatever is due.
@@ -55,6 +55,12 @@ const POD_LOOK: Duration = Duration::from_secs(5);
 const EXIT_DEFECT: i32 = 70;
 /// The gauges are brought level with a change within this time: a burst of changes is counted once.
 const GAUGES: Duration = Duration::from_secs(1);
+
+/// Said of a rendering that panicked.
+const DEFECT: &str = "a defect in leasehold stopped the rendering; the log has its place";
+
+/// The files, or what they lack.
+type RenderOutcome = Result<Rendered, String>;
 
 /// What the worker is started with.
 #[derive(Debug)]
@@ -82,6 +88,8 @@ pub(super) struct Worker<B> {
     mounts: Option<MountWatch>,
     queue: FairQueue<(OpId, Job, Operation)>,
     in_flight: JoinSet<(OpId, Place, Operation, Instant, Outcome)>,
+    /// Templates and keystores in work, beside the worker's thread.
+    rendering: JoinSet<(PlanId, RenderOutcome)>,
     last_call: u64,
     /// When the mount table is looked at next, whatever wakes us.
     look_at: Instant,
@@ -118,6 +126,7 @@ impl<B: SecretBackend> Worker<B> {
             mounts,
             queue: FairQueue::new(),
             in_flight: JoinSet::new(),
+            rendering: JoinSet::new(),
             last_call: 0,
             // What was mounted before us is found by the first look.
             look_at: Instant::now(),
@@ -211,6 +220,10 @@ impl<B: SecretBackend> Worker<B> {
                         self.ended(op, operation, started.elapsed(), outcome);
                     }
                     Err(error) => error!(%error, "a request's task was lost"),
+                },
+                Some(joined) = self.rendering.join_next() => match joined {
+                    Ok((plan, outcome)) => self.rendered(plan, outcome),
+                    Err(error) => error!(%error, "a rendering was lost"),
                 },
                 changed = changed => match changed {
                     Ok(()) => self.look_at = self.look_at.min(Instant::now() + SETTLE),
@@ -512,22 +525,21 @@ impl<B: SecretBackend> Worker<B> {
             }
             Action::Supply(op, plan, dependency) => self.holdings.supply(op, plan, dependency),
             Action::Render(plan, spec) => {
+                let costly = spec.is_costly();
                 let values = self.holdings.read_set(&plan);
-                let rendered = catch_unwind(AssertUnwindSafe(|| render(&spec, &values, &self.digest_key)));
-                let result = match rendered {
-                    Ok(Ok(rendered)) => {
-                        let versions = rendered.versions;
-                        self.holdings.plans.entry(plan.clone()).or_default().rendered =
-                            Some(rendered.payload);
-                        Ok(versions)
-                    }
-                    Ok(Err(error)) => Err(error.to_string()),
-                    Err(_) => {
-                        self.metrics.panicked();
-                        Err("a defect in leasehold stopped the rendering; the log has its place".into())
-                    }
+                // Until it is kept or discarded: what comes back for a plan without a place is dropped.
+                self.holdings.plans.entry(plan.clone()).or_default();
+                let key = self.digest_key.clone();
+                let work = move || {
+                    catch_unwind(AssertUnwindSafe(|| render(&spec, &values, &key, wall_now())))
+                        .map(|result| result.map_err(|error| error.to_string()))
+                        .unwrap_or_else(|_| Err(DEFECT.to_owned()))
                 };
-                self.feed(Event::Rendered(plan, result));
+                if costly {
+                    self.rendering.spawn_blocking(move || (plan, work()));
+                } else {
+                    self.rendered(plan, work());
+                }
             }
             Action::Swap { plan, previous, unchanged, callers } => {
                 let outcome = self.swap(&plan, previous.as_deref(), unchanged, &callers);
@@ -550,6 +562,19 @@ impl<B: SecretBackend> Worker<B> {
             }
             Action::Note(key, note) => self.tell(key.as_ref(), &note),
         }
+    }
+
+    fn rendered(&mut self, plan: PlanId, outcome: RenderOutcome) {
+        if outcome.as_ref().is_err_and(|error| error == DEFECT) {
+            self.metrics.panicked();
+        }
+        let result = outcome.map(|rendered| {
+            if let Some(held) = self.holdings.plans.get_mut(&plan) {
+                held.rendered = Some(rendered.payload);
+            }
+            rendered.versions
+        });
+        self.feed(Event::Rendered(plan, result));
     }
 
     fn swap(

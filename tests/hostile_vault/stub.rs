@@ -218,6 +218,8 @@ pub(crate) async fn fetch(
         path: ApiPath::parse("secret/data/app").unwrap(),
         query: BTreeMap::from([("version".to_owned(), vec!["3".to_owned()])]),
         args: None,
+        optional: false,
+        versioned: None,
     };
     backend.fetch(context(address, tls), &token(), &request).await
 }

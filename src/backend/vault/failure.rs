@@ -388,6 +388,14 @@ fn bad_request(call: &Call<'_>, texts: &Texts) -> Problem {
     }
 }
 
+/// What a KV version 2 mount's answer to a path without `data/` comes to.
+const VERSIONED: &str = "the mount is KV version 2";
+
+/// Whether the path lacks the `data/` of its KV version 2 mount.
+pub(super) fn lacks_data(error: &BackendError) -> bool {
+    error.class == FailureClass::NotFound && error.message.contains(VERSIONED)
+}
+
 fn not_found(call: &Call<'_>, answer: &Answer, texts: &Texts) -> Problem {
     use FailureClass::NotFound;
     if texts.mention("namespace not found") {
@@ -404,11 +412,7 @@ fn not_found(call: &Call<'_>, answer: &Answer, texts: &Texts) -> Problem {
         );
     }
     if texts.warning.contains("versioned k/v") {
-        return Problem::new(
-            NotFound,
-            "the mount is KV version 2",
-            "write <mount>/data/<name> in secretPath",
-        );
+        return Problem::new(NotFound, VERSIONED, "write <mount>/data/<name> in secretPath");
     }
     let data = parse(answer.body.expose()).ok().and_then(|map| map.get("data").and_then(kv::version));
     match data {

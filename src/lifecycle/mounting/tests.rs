@@ -1,6 +1,6 @@
 //! Driver-written volumes: no unmount is seen, and only a Mount can deliver.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::path::PathBuf;
 
 use super::*;
 use crate::{
@@ -10,8 +10,9 @@ use crate::{
         message::{Digest, TokenTimes},
     },
     spec::{
-        ApiPath, Connection, Encoding, FileMode, LoginSpec, Object, ObjectPath, PodIdentity, ProviderName,
-        RefreshPolicy, SecretRequest, TlsSpec, object::Method,
+        ApiPath, Connection, FileMode, LoginSpec, Object, ObjectPath, PodIdentity, ProviderName,
+        SecretRequest, TlsSpec,
+        object::{Output, Part, Source},
     },
 };
 
@@ -52,23 +53,15 @@ impl Node {
                 role: "app".into(),
                 audience: "vault".into(),
             },
-            objects: vec![Object {
-                name: ObjectPath::parse("db").expect("a path"),
-                request: SecretRequest {
-                    method: Method::Get,
-                    path: ApiPath::parse("database/creds/app").expect("a path"),
-                    query: BTreeMap::new(),
-                    args: None,
+            objects: vec![Object::new(
+                Output::File(ObjectPath::parse("db").expect("a path")),
+                Source::Secret {
+                    request: SecretRequest::read(ApiPath::parse("database/creds/app").expect("a path")),
+                    part: Part::Response,
                 },
-                key: None,
-                encoding: Encoding::default(),
-                mode: None,
-                owner: None,
-                overlap: Duration::from_secs(30),
-                refresh_interval: None,
-                refresh_policy: RefreshPolicy::Periodic,
-            }],
+            )],
             default_mode: FileMode::DEFAULT,
+            pod: Default::default(),
         }
     }
 

@@ -424,7 +424,10 @@ impl Node {
         let versions = spec
             .objects
             .iter()
-            .map(|object| (object.name.to_string(), format!("{:?}", values[&object.request.id()].content)))
+            .map(|object| {
+                let id = object.requests().next().expect("the model has no templates").id();
+                (object.name().to_owned(), format!("{:?}", values[&id].content))
+            })
             .collect();
         self.plans.entry(plan.clone()).or_default().rendered = Some(values);
         Ok(versions)

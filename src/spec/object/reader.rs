@@ -2,19 +2,31 @@
 
 use std::time::Duration;
 
-use super::{Encoding, Method, Object, SecretRequest};
-use crate::spec::{
-    ApiPath, DEFAULT_OVERLAP, FileMode, FileOwner, MIN_REFRESH, ObjectPath, RefreshPolicy, SpecError,
-    problem::Findings,
-    values,
-    yaml::{Kind, Node},
+use super::{Encoding, Method, Object, Output, Part, Source};
+use crate::{
+    spec::{
+        DEFAULT_OVERLAP, FileMode, FileOwner, MIN_REFRESH, ObjectPath, RefreshPolicy, SpecError,
+        problem::Findings,
+        values,
+        yaml::{Kind, Node},
+    },
+    template::PodContext,
 };
 
 /// Fields of an object, as manifests spell them.
-const KNOWN: [&str; 12] = [
+const KNOWN: [&str; 21] = [
     "objectName",
+    "as",
     "secretPath",
     "secretKey",
+    "jsonPointer",
+    "format",
+    "passwordKey",
+    "passwordFrom",
+    "extract",
+    "template",
+    "optional",
+    "default",
     "method",
     "secretArgs",
     "filePermission",
@@ -43,18 +55,21 @@ pub(in crate::spec) fn read(
     node: &Node,
     index: usize,
     owner: VolumeOwner,
+    pod: &PodContext,
     findings: &mut Findings,
 ) -> Option<Entry> {
-    let name = node.get("objectName").and_then(Node::as_text).unwrap_or_default();
+    let text = |field| node.get(field).and_then(Node::as_text).filter(|text| !text.is_empty());
+    let name = text("objectName").or_else(|| text("as")).unwrap_or_default();
     let label = if name.is_empty() { format!("#{}", index + 1) } else { values::quote(name).to_string() };
-    let mut reader = Reader { node, label, findings, failed: false };
+    let mut reader = Reader { node, label, pod, findings, failed: false };
     let object = reader.object(owner);
     if reader.failed { None } else { object.map(|object| Entry { object, line: node.line }) }
 }
 
-struct Reader<'a> {
-    node: &'a Node,
+pub(super) struct Reader<'a> {
+    pub(super) node: &'a Node,
     label: String,
+    pub(super) pod: &'a PodContext,
     findings: &'a mut Findings,
     failed: bool,
 }
@@ -71,33 +86,68 @@ impl<'a> Reader<'a> {
             self.warn_unless_known(key);
         }
         // Every field is read before the first failure ends the object, so that all failures show.
-        let name = self.required("objectName");
-        let name = name.and_then(|(text, line)| self.check("objectName", line, ObjectPath::parse(text)));
-        let method = self.method();
-        let args = self.args(method);
-        let path = self.required("secretPath").and_then(|(text, line)| {
-            let (path, query) = text.split_once('?').unwrap_or((text, ""));
-            let path = self.check("secretPath", line, ApiPath::parse(path));
-            path.zip(self.check("secretPath", line, values::query(query)))
-        });
-        let key = self.text("secretKey").map(|(text, _)| text.to_owned());
-        let encoding = self.encoding(key.is_some());
+        let output = self.output();
+        let source = self.source(matches!(output, Some(Output::Input(_) | Output::Inputs)));
+        let takes_encoding = match &source {
+            Some(Source::Secret { part, .. }) => {
+                matches!(part, Part::Key(_) | Part::Pointer(_) | Part::Extract(_))
+            }
+            Some(Source::Template(_)) => false,
+            None => true,
+        };
+        let encoding = self.encoding(takes_encoding);
+        let absence = self.absence(source.as_ref());
         let mode = self.mode();
         let owner = self.owner().or(volume_owner);
         let overlap = self.duration("overlap").unwrap_or(DEFAULT_OVERLAP);
         let (refresh_interval, refresh_policy) = self.refresh();
-        let (path, query) = path?;
         Some(Object {
-            name: name?,
-            request: SecretRequest { method, path, query, args },
-            key,
+            output: output?,
+            source: source?,
             encoding,
+            absence,
             mode,
             owner,
             overlap,
             refresh_interval,
             refresh_policy,
         })
+    }
+
+    /// A file, or an input of templates.
+    fn output(&mut self) -> Option<Output> {
+        let Some((name, line)) = self.text("as") else {
+            let (text, line) = self.required("objectName")?;
+            return self.check("objectName", line, ObjectPath::parse(text)).map(Output::File);
+        };
+        if self.text("objectName").is_some() {
+            self.fail("as", line, "an entry is either a file (objectName) or an input of templates (as)");
+        }
+        for field in ["filePermission", "fileOwner", "fileGroup"] {
+            if let Some(value) = self.node.get(field) {
+                self.warn(value.line, || format!("{field} is ignored: an entry with \"as\" writes no file"));
+            }
+        }
+        let mut letters = name.bytes();
+        let first = letters.next().is_some_and(|letter| letter.is_ascii_alphabetic() || letter == b'_');
+        match name {
+            "." => Some(Output::Inputs),
+            "pod" => {
+                self.fail("as", line, "the name pod is the pod's own");
+                None
+            }
+            _ if first && letters.all(|letter| letter.is_ascii_alphanumeric() || letter == b'_') => {
+                Some(Output::Input(name.to_owned()))
+            }
+            _ => {
+                self.fail(
+                    "as",
+                    line,
+                    "is not a name that templates can write: letters, digits and _, or \".\" for every key",
+                );
+                None
+            }
+        }
     }
 
     fn warn_unless_known(&mut self, key: &Node) {
@@ -114,23 +164,28 @@ impl<'a> Reader<'a> {
         });
     }
 
-    fn warn(&mut self, line: u64, what: impl FnOnce() -> String) {
+    pub(super) fn warn(&mut self, line: u64, what: impl FnOnce() -> String) {
         let label = &self.label;
         self.findings.warn("objects", Some(line), || format!("object {label} (line {line}): {}", what()));
     }
 
-    fn fail(&mut self, field: &'static str, line: u64, reason: impl ToString) {
+    pub(super) fn fail(&mut self, field: &'static str, line: u64, reason: impl ToString) {
         self.failed = true;
         let (object, reason) = (self.label.clone(), reason.to_string());
         self.findings.error(SpecError::Object { object, field, line, reason });
     }
 
-    fn check<T, E: ToString>(&mut self, field: &'static str, line: u64, result: Result<T, E>) -> Option<T> {
+    pub(super) fn check<T, E: ToString>(
+        &mut self,
+        field: &'static str,
+        line: u64,
+        result: Result<T, E>,
+    ) -> Option<T> {
         result.map_err(|reason| self.fail(field, line, reason)).ok()
     }
 
     /// A scalar field that is there and not empty; empty is absent, as in Go's structs.
-    fn text(&mut self, field: &'static str) -> Option<(&'a str, u64)> {
+    pub(super) fn text(&mut self, field: &'static str) -> Option<(&'a str, u64)> {
         let value = self.node.get(field)?;
         match value.as_text() {
             Some("") => None,
@@ -142,7 +197,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn required(&mut self, field: &'static str) -> Option<(&'a str, u64)> {
+    pub(super) fn required(&mut self, field: &'static str) -> Option<(&'a str, u64)> {
         let found = self.text(field);
         // What is there and no text has been reported.
         if found.is_none() && self.node.get(field).is_none_or(|value| value.as_text().is_some()) {
@@ -151,7 +206,7 @@ impl<'a> Reader<'a> {
         found
     }
 
-    fn method(&mut self) -> Method {
+    pub(super) fn method(&mut self) -> Method {
         let Some((text, line)) = self.text("method") else { return Method::Get };
         match text.to_ascii_uppercase().as_str() {
             "GET" => Method::Get,
@@ -168,7 +223,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn args(&mut self, method: Method) -> Option<String> {
+    pub(super) fn args(&mut self, method: Method) -> Option<String> {
         let value = self.node.get("secretArgs")?;
         match &value.kind {
             Kind::Null => None,
@@ -189,19 +244,27 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn encoding(&mut self, has_key: bool) -> Encoding {
+    fn encoding(&mut self, takes: bool) -> Encoding {
         let Some((text, line)) = self.text("encoding") else { return Encoding::default() };
         let encoding = match text.to_ascii_lowercase().as_str() {
             "utf-8" => Encoding::Utf8,
             "base64" => Encoding::Base64,
+            "base64url" => Encoding::Base64Url,
             "hex" => Encoding::Hex,
             _ => {
-                self.fail("encoding", line, "invalid encoding type. Should be utf-8, base64, or hex");
+                self.fail(
+                    "encoding",
+                    line,
+                    "invalid encoding type. Should be utf-8, base64, or hex; or base64url",
+                );
                 Encoding::Utf8
             }
         };
-        if encoding != Encoding::Utf8 && !has_key {
-            self.warn(line, || "encoding is ignored without a secretKey: the whole response is JSON".into());
+        if encoding != Encoding::Utf8 && !takes {
+            self.warn(line, || {
+                "encoding is ignored without a secretKey, jsonPointer or extract: there is no one value to decode"
+                    .into()
+            });
         }
         encoding
     }

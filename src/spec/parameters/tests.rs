@@ -10,6 +10,7 @@ fn defaults() -> Defaults {
         address: Some("https://own:8200/".into()),
         namespace: String::new(),
         auth_mount: "kubernetes".into(),
+        node: String::new(),
         tls: TlsSpec::default(),
     }
 }
@@ -48,8 +49,8 @@ fn defaults_fill_what_is_not_given() {
         assert_eq!(spec.login.audience, provider.default_audience());
         assert_eq!(spec.default_mode, FileMode::DEFAULT);
         let object = &spec.objects[0];
-        assert_eq!((object.request.method, object.request.path.as_str()), (Method::Get, "secret/data/a"));
-        assert_eq!((object.key.clone(), object.encoding, object.mode), (None, Encoding::Utf8, None));
+        assert_eq!((request(object).method, request(object).path.as_str()), (Method::Get, "secret/data/a"));
+        assert_eq!((key(object), object.encoding, object.mode), (None, Encoding::Utf8, None));
         assert_eq!((object.overlap, object.refresh_interval), (Duration::from_secs(30), None));
     }
 }
@@ -188,7 +189,10 @@ fn errors_of_objects_name_field_and_line() {
             "  filePermission: 644",
             "filePermission: 644 is decimal and has bits outside 0777, write 0644 for octal",
         ),
-        ("  encoding: rot13", "encoding: invalid encoding type. Should be utf-8, base64, or hex"),
+        (
+            "  encoding: rot13",
+            "encoding: invalid encoding type. Should be utf-8, base64, or hex; or base64url",
+        ),
         ("  method: LIST", "method: \"LIST\" does not read a secret, use GET, PUT or POST"),
         ("  method: [GET]", "method: is a list, expected text"),
         ("  secretArgs: x", "secretArgs: is text, expected a mapping"),
@@ -226,18 +230,18 @@ fn fields_of_objects() {
     }
     assert_eq!(one("  filePermission: 0").mode, None);
     assert_eq!(one("  encoding: BASE64\n  secretKey: k").encoding, Encoding::Base64);
-    assert_eq!(one("  secretKey: 123").key.as_deref(), Some("123"));
-    assert_eq!(one("  secretKey: true").key.as_deref(), Some("true"));
-    assert_eq!(one("  secretKey: ''").key, None);
-    assert_eq!(one("  method: put").request.method, Method::Put);
+    assert_eq!(key(&one("  secretKey: 123")).as_deref(), Some("123"));
+    assert_eq!(key(&one("  secretKey: true")).as_deref(), Some("true"));
+    assert_eq!(key(&one("  secretKey: ''")), None);
+    assert_eq!(request(&one("  method: put")).method, Method::Put);
     let args =
         "  method: POST\n  secretArgs: {ttl: 24h, n: 12345678901234567890.10, b: {y: 1, x: [true, ~]}}";
     assert_eq!(
-        one(args).request.args.as_deref(),
+        request(&one(args)).args.as_deref(),
         Some(r#"{"b":{"x":[true,null],"y":1},"n":12345678901234567890.10,"ttl":"24h"}"#)
     );
-    assert_eq!(one("  method: POST\n  secretArgs: {}").request.args, None);
-    assert!(!one("  secretArgs: {a: b}").request.is_write());
+    assert_eq!(request(&one("  method: POST\n  secretArgs: {}")).args, None);
+    assert!(!request(&one("  secretArgs: {a: b}")).is_write());
     assert_eq!(one("  overlap: 1m").overlap, Duration::from_secs(60));
     for (fields, interval, policy) in [
         ("  refreshInterval: 30s", Some(30), RefreshPolicy::Periodic),
@@ -252,7 +256,7 @@ fn fields_of_objects() {
         assert_eq!((object.refresh_interval, object.refresh_policy), expected, "{fields}");
     }
     let queried = vault(&[("objects", "- {objectName: a, secretPath: '/v1/kv/data/a?version=2&x=1&x=2'}")]);
-    let request = queried.unwrap().spec.objects.remove(0).request;
+    let request = request(&queried.unwrap().spec.objects[0]);
     assert_eq!(request.path.as_str(), "kv/data/a");
     assert_eq!(request.query["x"], ["1", "2"]);
     assert_eq!(request.query["version"], ["2"]);
@@ -296,8 +300,8 @@ fn what_is_strange_warns_and_mounts() {
             "object \"a\" (line 1): unknown field \"secretkey\" is ignored, did you mean secretKey?",
         ),
         (
-            &[("objects", "- {objectName: a, secretPath: b, template: c}")],
-            "object \"a\" (line 1): unknown field \"template\" is ignored",
+            &[("objects", "- {objectName: a, secretPath: b, generate: {uuid: {}}}")],
+            "object \"a\" (line 1): unknown field \"generate\" is ignored",
         ),
         (
             &[("objects", "- {objectName: a, secretPath: b, objectVersion: ''}")],
@@ -309,7 +313,8 @@ fn what_is_strange_warns_and_mounts() {
         ),
         (
             &[("objects", "- {objectName: a, secretPath: b, encoding: hex}")],
-            "object \"a\" (line 1): encoding is ignored without a secretKey: the whole response is JSON",
+            "object \"a\" (line 1): encoding is ignored without a secretKey, jsonPointer or extract: there is no one value \
+             to decode",
         ),
     ] {
         assert_eq!(vault(pairs).unwrap().warnings, [says]);
@@ -355,4 +360,16 @@ fn own_tls_is_replaced_by_groups() {
     // A tenant's certificate never goes with the operator's key, nor the other way round.
     assert!(with(&[("vaultTLSClientCertPath", "/c")]).is_err());
     assert!(with(&[("vaultSkipTLSVerify", "1")]).unwrap().skip_verify);
+}
+
+fn request(object: &Object) -> crate::spec::SecretRequest {
+    object.requests().next().unwrap().clone()
+}
+
+fn key(object: &Object) -> Option<String> {
+    use crate::spec::object::{Part, Source};
+    match &object.source {
+        Source::Secret { part: Part::Key(key), .. } => Some(key.clone()),
+        _ => None,
+    }
 }

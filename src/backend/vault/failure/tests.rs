@@ -35,6 +35,8 @@ fn judge(operation: Operation, status: u16, body: &str) -> (String, String) {
         path: ApiPath::parse("secret/data/app").unwrap(),
         query: Default::default(),
         args: None,
+        optional: false,
+        versioned: None,
     };
     let jwt = SecretString::default();
     let lease = "database/creds/app/QWYK";
