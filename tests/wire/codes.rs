@@ -199,10 +199,11 @@ async fn plans_and_tokens_reach_the_volume_with_their_failures() {
     for (request, code, message) in [
         (with("roleName", json!("")), 3, "plan: missing 'roleName' in SecretProviderClass definition"),
         (with("objects", json!("- [")), 3, "plan: "),
+        (with("audience", json!("other")), 7, "plan: the node refuses audience \"other\""),
         (
-            with("audience", json!("other")),
+            with("csi.storage.k8s.io/serviceAccount.tokens", json!("{}")),
             9,
-            "token: no ServiceAccount token for audience \"other\": add audience \"other\" to spec.tokenRequests",
+            "token: no ServiceAccount token for audience \"vault\": add audience \"vault\" to spec.tokenRequests",
         ),
         (with("csi.storage.k8s.io/serviceAccount.tokens", json!("{")), 3, "token: the driver's"),
         (with("csi.storage.k8s.io/serviceAccount.name", json!("api")), 7, "token: the token for audience"),
