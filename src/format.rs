@@ -83,7 +83,7 @@ pub enum DataFormat {
     Json,
     /// One YAML map, keys sorted.
     Yaml,
-    /// `NAME=value` lines for shells and dotenv readers ([`env`]).
+    /// `NAME=value` lines for shells and dotenv readers (`env`).
     Env,
     /// Java's .properties ([`properties`]).
     Properties,
