@@ -38,9 +38,10 @@ lint:
 bench: setup
 	cargo bench --locked --benches
 
-# Long tests are named soak_* and marked #[ignore]; shorter cycles of the same code run in `make test`.
+# The same tests at length: the races of the writer, and mounts that come and go under kills.
 soak: setup
-	cargo test --locked --all-targets -- --ignored soak_
+	LEASEHOLD_RACE_CYCLES=100000 cargo test --locked --test projection
+	LEASEHOLD_CHURN=10000 cargo test --locked --test leases churn
 
 simulate:
 	LEASEHOLD_SEEDS=$${LEASEHOLD_SEEDS:-20000} cargo test --locked --release --lib -- --include-ignored --nocapture simulat
