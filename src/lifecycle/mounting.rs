@@ -513,10 +513,13 @@ impl Lifecycle {
         self.retime_session(session, now);
         self.dirty_sessions.insert(session);
         self.dirty_volumes.insert(key.clone());
-        if Some(former) != installed_session && former != session {
+        if former != session {
+            // Made for this attempt alone, also where the session goes on to serve what is installed.
             for (lease, ends) in owed {
                 self.owe_lease(former, lease, ends, now, now);
             }
+        }
+        if Some(former) != installed_session && former != session {
             self.leave_session(former, key, now, now);
         }
         self.advance(key, now);

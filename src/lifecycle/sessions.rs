@@ -465,8 +465,8 @@ impl Lifecycle {
             self.shared.remove(&identity);
         }
         let users: Vec<VolumeKey> = record.users.iter().cloned().collect();
-        for key in users {
-            let installed = self.volumes.get_mut(&key).and_then(|volume| volume.installed.as_mut());
+        for key in &users {
+            let installed = self.volumes.get_mut(key).and_then(|volume| volume.installed.as_mut());
             if let Some(installed) = installed.filter(|installed| installed.session == id) {
                 for dependency in installed.dependencies.values_mut() {
                     dependency.lost |= dependency.lease.is_some();
@@ -474,6 +474,10 @@ impl Lifecycle {
             }
         }
         self.hand_over(id, "the server does not know the session", now);
+        // What is lost is due at once, whether or not the hand-over could begin.
+        for key in &users {
+            self.retime_volume(key, now);
+        }
         self.retime_session(id, now);
     }
 
