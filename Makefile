@@ -13,8 +13,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench soak simulate check-deploy
 
-# Every integration test of tests/ but the one that has to run alone.
-TESTS := $(patsubst tests/%.rs,--test=%,$(filter-out tests/hostile_vault.rs,$(wildcard tests/*.rs)))
+# Tests that watch their whole process (its memory, its log, its descriptors) run one by one.
+ALONE := hostile_vault projection
+TESTS := $(patsubst tests/%.rs,--test=%,$(filter-out $(ALONE:%=tests/%.rs),$(wildcard tests/*.rs)))
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -29,8 +30,7 @@ demo: setup
 test: setup
 	# Most tests wait for something real, so more run at once than there are cores. Benchmarks are not run.
 	RUST_TEST_THREADS=4 cargo test --locked --lib --bins $(TESTS)
-	# These watch the memory and the log of their whole process.
-	RUST_TEST_THREADS=1 cargo test --locked --test hostile_vault
+	RUST_TEST_THREADS=1 cargo test --locked $(ALONE:%=--test=%)
 	cargo test --locked --doc
 
 lint:
