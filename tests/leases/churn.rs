@@ -1,15 +1,12 @@
 //! Mounts that come and go, mounts that never work, and kills in the middle of everything.
 
-use std::{
-    sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 
 use crate::{
-    case::Setup,
-    support::{SOON, kubelet::Volume, proxy::Fault},
+    case::{Case, Setup},
+    support::{SOON, driver::SecretProviderClass, kubelet::Volume, proxy::Fault},
 };
 
 /// A pod whose first mount fails after a user was made: the kubelet's retries make no other, and when the
@@ -46,91 +43,141 @@ async fn failing_mount_mints_once_for_all_its_retries() {
     case.nothing_left(SOON).await;
 }
 
-/// 100 cycles (LEASEHOLD_CHURN for more) with a kill now and then, mounts in flight among them: no lease and
-/// no user is left, and at most one login per kill that was answered into a dead process.
+/// Mounts of churn that go on side by side.
+const LANES: usize = 8;
+/// Mounts that come and go between two kills.
+const PER_KILL: usize = 50;
+
+/// 1,000 cycles (LEASEHOLD_CHURN for more) with a kill after every fifty, in the middle of eight further mounts:
+/// no lease is left, no user that ever had one, and at most one login per kill, with nothing under it.
 #[tokio::test]
 async fn churn_lease_equals_mounts() {
-    const LANES: usize = 4;
-    const PER_KILL: usize = 10;
     let cycles: usize =
-        std::env::var("LEASEHOLD_CHURN").ok().map_or(100, |text| text.parse().expect("a number of cycles"));
+        std::env::var("LEASEHOLD_CHURN").ok().map_or(1000, |text| text.parse().expect("a number of cycles"));
     let mut case = Setup::new("churn").start().await;
     case.put("note", "n").await;
-    let objects = case.database() + &case.kv("note");
-    let (mut kills, mut in_flight) = (0, 0);
-    let failed = AtomicUsize::new(0);
-    let mut left = cycles;
+    let class = case.class(&(case.database() + &case.kv("note")));
+    // Who only delivers leaves a lease for every pod that went.
+    let peer = case.by_hand(&case.volume()).await;
+    case.unattended(&peer).await;
+    assert_eq!((case.leases().await, case.roles().len(), case.tokens().await), (1, 1, 1));
+    peer.write("auth/token/revoke-self", serde_json::json!({})).await;
+    case.nothing_left(SOON).await;
+
+    let (mut kills, mut unanswered, mut left) = (0, 0, cycles);
     while left > 0 {
         let round = left.min(PER_KILL);
         left -= round;
         let volumes: Vec<Volume> = (0..round).map(|_| case.volume()).collect();
-        let cycle = async |volume: &Volume| {
-            if case.kubelet.publish(volume, Some(&case.class(&objects))).await.is_err() {
-                failed.fetch_add(1, Ordering::Relaxed);
-            } else {
-                case.login(&case.credential(volume)).await.unwrap();
-            }
-            case.unmount(volume);
-            case.remove_pod(volume);
-        };
-        let all = join_all(volumes.chunks(round.div_ceil(LANES)).map(async |lane| {
+        join_all(volumes.chunks(round.div_ceil(LANES)).map(async |lane| {
             for volume in lane {
-                cycle(volume).await;
-            }
-        }));
-        all.await;
-        assert_eq!(failed.load(Ordering::Relaxed), in_flight, "{}", case.leasehold.log());
-        // And killed with mounts in flight: which of them get through is the kernel's choice.
-        let volumes: Vec<Volume> = (0..LANES).map(|_| case.volume()).collect();
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(case.leasehold.pid()).unwrap());
-        let (asked, class) = (case.proxy.count(), case.class(&objects));
-        let kill = async {
-            // Somewhere between the first login and the last answer, later each time.
-            let progress = asked + 2 + kills % (LANES * 3);
-            let _ = tokio::time::timeout(SOON, async {
-                while case.proxy.count() < progress {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
+                if let Err(status) = case.kubelet.publish(volume, Some(&class)).await {
+                    panic!("mount: {status:?}\n{}", case.leasehold.log());
                 }
-            })
-            .await;
-            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-        };
-        let mounts = join_all(volumes.iter().map(async |volume| {
-            let mounted =
-                tokio::time::timeout(Duration::from_secs(2), case.kubelet.publish(volume, Some(&class)))
-                    .await;
-            matches!(mounted, Ok(Ok(())))
-        }));
-        let (mounted, ()) = tokio::join!(mounts, kill);
-        kills += 1;
-        case.leasehold.restart().await;
-        for (volume, mounted) in volumes.iter().zip(mounted) {
-            if mounted {
                 case.login(&case.credential(volume)).await.unwrap();
+                case.unmount(volume);
+                case.remove_pod(volume);
             }
-            case.unmount(volume);
-            case.remove_pod(volume);
-        }
-        in_flight = failed.load(Ordering::Relaxed);
+        }))
+        .await;
+        unanswered += killed_in_flight(&mut case, &class, kills).await;
+        kills += 1;
     }
     let started = tokio::time::Instant::now();
     loop {
-        let (leases, roles, tokens) = (case.leases().await, case.roles().len(), case.tokens().await);
-        // A login whose answer a kill swallowed has no lease under it. And a server that is told of the dead
-        // connection just after PostgreSQL made a user forgets that user: no lease of it ever existed.
-        let unanswered = case.seen(|seen| seen.path.ends_with("creds/churn") && seen.status.is_none()).len();
-        if leases == 0 && roles <= unanswered && tokens <= kills * LANES {
+        let (leases, roles, tokens) = (case.leases().await, case.roles(), case.tokens().await);
+        // See `cancelled_commit_leaves_a_user_without_a_lease`.
+        if leases == 0 && roles.len() <= unanswered && tokens <= kills {
             break;
         }
-        let log = case.ground.bao.log();
-        let errors: Vec<&str> = log.lines().filter(|line| line.contains("[ERROR]")).collect();
         assert!(
             started.elapsed() < SOON,
-            "{leases} leases, {roles} users, {tokens} logins left: {errors:#?}"
+            "{leases} leases, {tokens} logins after {kills} kills, {unanswered} answers swallowed, users {roles:?}\n{}",
+            case.ground.bao.log()
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert!(case.leases().await == 0 && kills > 0);
+}
+
+/// Kills leasehold in the middle of mounts, each of them a stage behind the one before it, and takes all of
+/// them down again. How many requests for a credential were never answered.
+async fn killed_in_flight(case: &mut Case, class: &SecretProviderClass, kills: usize) -> usize {
+    case.proxy.forget();
+    let volumes: Vec<Volume> = (0..LANES).map(|_| case.volume()).collect();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(case.leasehold.pid()).unwrap());
+    let (killed, dead) = tokio::sync::watch::channel(false);
+    let kill = async {
+        // Somewhere between the first login and the last answer, later each time.
+        let progress = 1 + kills % (LANES * 3);
+        let _ = tokio::time::timeout(SOON, async {
+            while case.proxy.count() < progress {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        let _ = killed.send(true);
+    };
+    let running = &*case;
+    let minting = || running.seen(|seen| seen.path.contains("/creds/")).len();
+    let mounts = join_all(volumes.iter().enumerate().map(|(lane, volume)| {
+        let (mut dead, minting) = (dead.clone(), &minting);
+        async move {
+            let mounted = async {
+                // Who asks for a credential has its session on record: of all, one login is in flight.
+                while minting() < lane {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                running.kubelet.publish(volume, Some(class)).await.is_ok()
+            };
+            tokio::select! {
+                biased;
+                mounted = mounted => mounted,
+                _ = dead.wait_for(|dead| *dead) => false,
+            }
+        }
+    }));
+    let (mounted, ()) = tokio::join!(mounts, kill);
+    case.leasehold.restart().await;
+    for (volume, mounted) in volumes.iter().zip(mounted) {
+        if mounted {
+            case.login(&case.credential(volume)).await.unwrap();
+        }
+        case.unmount(volume);
+        case.remove_pod(volume);
+    }
+    case.seen(|seen| seen.path.contains("/creds/") && seen.status.is_none()).len()
+}
+
+/// What no agent can help, shown without one: a client that goes away while PostgreSQL commits. OpenBao calls
+/// the request off, the user is there, and no lease of it ever existed.
+#[tokio::test]
+async fn cancelled_commit_leaves_a_user_without_a_lease() {
+    let case = Setup::new("commit").start().await;
+    let postgres = &case.ground.postgres;
+    let by_hand = case.by_hand(&case.volume()).await;
+    // The commit is on the server's disk and waits for a replica that never comes.
+    let role = format!("database/roles/{}", case.name);
+    let mut body = case.admin.read(&role).await["data"].clone();
+    let create = body["creation_statements"][0].clone();
+    body["creation_statements"] = serde_json::json!(["SET LOCAL synchronous_commit = on", create]);
+    case.admin.write(&role, body).await;
+    postgres.sql("alter system set synchronous_standby_names = 'nobody'");
+    postgres.sql("select pg_reload_conf()");
+    let path = format!("database/creds/{}", case.name);
+    let asked = tokio::spawn({
+        let by_hand = by_hand.clone();
+        async move { by_hand.read(&path).await }
+    });
+    let waiting = || postgres.sql("select count(*) from pg_stat_activity where wait_event = 'SyncRep'");
+    case.until("the commit waits", SOON, async || (waiting() == "1").then_some(())).await;
+    asked.abort();
+    case.until("the server calls the request off", SOON, async || (waiting() == "0").then_some(())).await;
+    by_hand.write("auth/token/revoke-self", serde_json::json!({})).await;
+    case.until("the session is gone", SOON, async || (case.tokens().await == 0).then_some(())).await;
+    assert_eq!((case.roles().len(), case.leases().await), (1, 0));
+    postgres.sql("alter system reset synchronous_standby_names");
+    postgres.sql("select pg_reload_conf()");
 }
 
 /// A pod that is deleted while its credential is being made: the session is given back after the request has

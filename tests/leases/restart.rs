@@ -124,11 +124,17 @@ async fn damaged_journal_is_survived() {
     let damage: [fn(&str) -> String; 3] = [
         |text| text[..text.len() / 2].to_owned(),
         |_| "\u{0}\u{0}garbage".to_owned(),
-        |text| text.replacen("\"format\":1", "\"format\":99", 1),
+        |text| {
+            let mut record: serde_json::Value = serde_json::from_str(text).expect("a record");
+            record["format"] = 99.into();
+            record.to_string()
+        },
     ];
     for (volume, damage) in volumes.iter().zip(damage) {
         let (path, text) = of(&volume.pod.uid, "volumes");
-        write(&case, path, damage(&text));
+        let damaged = damage(&text);
+        assert_ne!(damaged, text);
+        write(&case, path, damaged);
     }
     // The fourth loses its session; the fifth its mount.
     let (path, text) = of(&volumes[3].pod.uid, "sessions");
@@ -156,7 +162,8 @@ async fn damaged_journal_is_survived() {
     // The fourth's first session is known to nobody: it lives to its TTL, as the log says.
     case.until("all but the lost session is gone", SOON, async || (case.roles().len() <= 1).then_some(()))
         .await;
-    assert!(case.leasehold.log().contains("damaged or of another version"));
+    let log = case.leasehold.log();
+    assert_eq!(log.matches("damaged or of another version").count(), 4, "one line a record\n{log}");
 }
 
 fn records(case: &Case, folder: &str) -> Vec<(std::path::PathBuf, String)> {

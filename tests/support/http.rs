@@ -142,6 +142,11 @@ impl Server {
         }
     }
 
+    /// TLS of the connections that are accepted after the next [`Server::listen`].
+    pub fn present(&mut self, tls: rustls::ServerConfig) {
+        self.tls = Some(Arc::new(tls));
+    }
+
     /// Listens, on the same port as before if there was one.
     pub fn listen(&mut self) {
         assert!(self.accepting.is_none(), "the server listens already");

@@ -24,6 +24,8 @@ pub enum Fault {
     Delay(Duration),
     /// It waits for a permit, and passes then.
     Hold(Arc<Semaphore>),
+    /// The server answers at once; the answer is on its way for so long.
+    Late(Duration),
     /// The server never sees it; this is the answer.
     Answer(Reply),
     /// The server answers; the first bytes of its body arrive and the connection ends.
@@ -116,6 +118,18 @@ impl Proxy {
         self.server.listen();
     }
 
+    /// Breaks off every connection and shows another certificate from now on.
+    pub fn present(&mut self, tls: rustls::ServerConfig) {
+        self.server.stop();
+        self.server.present(tls);
+        self.server.listen();
+    }
+
+    /// The port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.server.address().port()
+    }
+
     /// TCP connections accepted so far.
     pub fn connections(&self) -> usize {
         self.server.connections()
@@ -201,6 +215,11 @@ async fn handle(
             Reply::Full { body, .. } => Reply::Drip { body, every },
             other => other,
         },
+        Fault::Late(time) => {
+            let reply = forward(&request, &client, &upstream).await;
+            tokio::time::sleep(time).await;
+            reply
+        }
         _ => forward(&request, &client, &upstream).await,
     };
     let mut state = state.lock().unwrap();
