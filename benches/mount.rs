@@ -59,6 +59,7 @@ impl Bare {
                 tls: TlsSpec::default(),
             }),
             login: LoginSpec {
+                method: Default::default(),
                 mount: ApiPath::parse("kubernetes").unwrap(),
                 role: "app".into(),
                 audience: "vault".into(),

@@ -17,7 +17,7 @@ use crate::{
     projection::mounts::MountTable,
     provider::{Edge, Mounter, Node},
     telemetry,
-    volume::{Journal, JournalError, Settings, VolumeManager},
+    volume::{Journal, JournalError, Settings, Targets, VolumeManager},
 };
 
 /// A command line or a configuration that makes no sense: EX_USAGE of sysexits.h.
@@ -135,7 +135,8 @@ async fn start_volumes(config: &Config, reporting: &Reporting) -> anyhow::Result
         error!("{reason}");
         reporting.readiness.degrade("propagation", reason);
     }
-    let settings = Settings { kubelet_root: config.kubelet_root.clone(), digest_key, seed: rand::random() };
+    let targets = Targets::Kubelet(config.kubelet_root.clone());
+    let settings = Settings { targets, digest_key, seed: rand::random(), changes: None };
     let backend = Arc::new(VaultBackend::new(Limits::default()));
     Ok(VolumeManager::start(settings, backend, journal, Arc::clone(&reporting.metrics)))
 }

@@ -16,6 +16,24 @@ pub mod vault;
 /// A session token of the store.
 pub type ClientToken = SecretString;
 
+/// What a login is made with; the kind of it is the [`LoginSpec`]'s method.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    /// A ServiceAccount token.
+    Jwt(SecretString),
+    /// A role id, and a secret id unless the role wants none.
+    AppRole {
+        /// `role_id`.
+        role_id: SecretString,
+        /// `secret_id`.
+        secret_id: Option<SecretString>,
+    },
+    /// The connection's own client certificate.
+    Certificate,
+    /// The session's token itself.
+    Token(ClientToken),
+}
+
 /// What a failure means for what to do next. The only vocabulary above the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -209,12 +227,13 @@ pub struct RequestContext {
 /// A source of secrets with sessions and leases. All futures are cancel-safe in that dropping one leaks at
 /// most what the server already did; the worker never drops a login or a mint (they run in their own task).
 pub trait SecretBackend: Send + Sync + 'static {
-    /// Logs in with a ServiceAccount token.
+    /// Logs in. With [`Credential::Token`] it asks for that token's terms: such a session is never ours to
+    /// revoke.
     fn login(
         &self,
         context: RequestContext,
         login: &LoginSpec,
-        jwt: &SecretString,
+        credential: &Credential,
     ) -> impl Future<Output = Result<Grant, BackendError>> + Send;
 
     /// Reads, or writes what answers.

@@ -264,6 +264,18 @@ impl Lifecycle {
         self.forget_volume(key, now);
     }
 
+    /// Gives everything back at once: the process ends, and what it served with it. Done when no session is left.
+    pub fn release(&mut self, now: BootTime) {
+        let keys: Vec<_> = self.volumes.keys().cloned().collect();
+        for key in keys {
+            self.forget_volume(&key, now);
+        }
+        let ids: Vec<_> = self.sessions.keys().copied().collect();
+        for id in ids {
+            self.retire_session(id, now, None);
+        }
+    }
+
     /// The volume that an event is about, where it is about one.
     pub fn volume_of(&self, event: &Event) -> Option<VolumeKey> {
         let op = match event {

@@ -99,13 +99,33 @@ pub struct Connection {
     pub tls: TlsSpec,
 }
 
-/// How to log in: `POST auth/<mount>/login` with `role` and the pod's ServiceAccount token. The kubernetes
-/// and jwt methods take the same request; which one answered is seen in the answer.
+/// By what a login proves itself. The provider knows the first one only.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoginMethod {
+    /// A ServiceAccount token: the kubernetes and jwt methods take the same request, `role` and `jwt`; which
+    /// one answered is seen in the answer.
+    #[default]
+    ServiceAccount,
+    /// A role id, and a secret id where the role wants one.
+    AppRole,
+    /// The TLS client certificate of the connection.
+    Certificate,
+    /// No login at all: a token that somebody else made.
+    Token,
+}
+
+/// How to log in: `POST auth/<mount>/login`, except with [`LoginMethod::Token`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct LoginSpec {
+    /// By what.
+    #[serde(default)]
+    pub method: LoginMethod,
     /// Path of the auth mount without `auth/`, canonical.
     pub mount: ApiPath,
-    /// Role on that mount.
+    /// Role on that mount; may be empty with methods that need none.
     pub role: String,
     /// Audience of the ServiceAccount token to log in with.
     pub audience: String,

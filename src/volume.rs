@@ -1,15 +1,25 @@
 //! The shell around the core: one worker task that owns every volume of the node, performs what the core
 //! decides, keeps secret bytes only as long as needed, and journals.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
 
 pub use journal::{Journal, JournalError};
 pub use report::{DependencyReport, NextReport, VolumeReport};
 pub use worker::Settings;
 
 use crate::{
-    backend::SecretBackend,
+    backend::{Credential, SecretBackend},
     metrics::Metrics,
+    projection::{
+        target::TargetError,
+        writer::{self, Inspection},
+    },
     secret::SecretString,
     spec::{PodIdentity, ProviderName, VolumeSpec},
 };
@@ -58,6 +68,27 @@ pub struct ServiceAccountToken {
     pub issued_at: Option<u64>,
 }
 
+/// What a volume logs in with, and how long that is good for.
+#[derive(Clone, Debug)]
+pub struct LoginCredential {
+    /// The credential.
+    pub credential: Credential,
+    /// Uid of the ServiceAccount; with other methods, what tells one credential from its successor. Part of a
+    /// shared session's key.
+    pub service_account_uid: String,
+    /// Wall time in seconds since the epoch; `None` where it does not end, or is not known to.
+    pub expires_at: Option<u64>,
+    /// Wall time in seconds; `None` counts as now.
+    pub issued_at: Option<u64>,
+}
+
+impl From<ServiceAccountToken> for LoginCredential {
+    fn from(token: ServiceAccountToken) -> Self {
+        let ServiceAccountToken { jwt, service_account_uid, expires_at, issued_at } = token;
+        Self { credential: Credential::Jwt(jwt), service_account_uid, expires_at, issued_at }
+    }
+}
+
 /// A Mount, parsed and checked by the edge.
 #[derive(Clone, Debug)]
 pub struct MountCommand {
@@ -74,7 +105,7 @@ pub struct MountCommand {
     /// Digest of the merged attributes without tokens: equal digests ask for the same.
     pub attributes_digest: [u8; 32],
     /// The token for the plan's audience, or why there is none.
-    pub token: Result<ServiceAccountToken, MountFailure>,
+    pub token: Result<LoginCredential, MountFailure>,
     /// The answer is due by then: the earlier of 90 s and the call's own time-out less 8 s.
     pub deadline: Instant,
 }
@@ -158,8 +189,48 @@ impl Selector {
 
 type Reply<T> = tokio::sync::oneshot::Sender<T>;
 
+/// Where this process's volumes are.
+#[derive(Clone, Debug)]
+pub enum Targets {
+    /// Mounts of the Secrets Store CSI driver, below the `pods` of the kubelet's root folder.
+    Kubelet(PathBuf),
+    /// Plain folders of the pod that this process is in. Nobody unmounts them: they go with the pod.
+    Folders {
+        /// Those that may be on a disk.
+        disk_backed: BTreeSet<PathBuf>,
+    },
+}
+
+impl Targets {
+    /// The kubelet's root, where there is one.
+    fn kubelet_root(&self) -> Option<&Path> {
+        match self {
+            Self::Kubelet(root) => Some(root),
+            Self::Folders { .. } => None,
+        }
+    }
+
+    /// Looks at a target without writing.
+    fn inspect(&self, path: &Path) -> Result<Inspection, TargetError> {
+        match self {
+            Self::Kubelet(_) => writer::inspect(path),
+            Self::Folders { disk_backed } => writer::inspect_folder(path, disk_backed.contains(path)),
+        }
+    }
+}
+
+/// New content is in place.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Of which volume.
+    pub key: VolumeKey,
+    /// Object names and versions, as they are now.
+    pub versions: Vec<(String, String)>,
+}
+
 #[derive(Debug)]
 enum Command {
+    Release(Reply<()>),
     Mount(Box<MountCommand>, Reply<Result<MountAnswer, MountFailure>>),
     List(Reply<Vec<VolumeReport>>),
     Refresh(Selector, Reply<usize>),
@@ -201,6 +272,12 @@ impl VolumeManager {
     /// Checks values now; how many volumes that concerns, `None` when the worker has stopped.
     pub async fn refresh(&self, selector: Selector) -> Option<usize> {
         self.ask(|reply| Command::Refresh(selector, reply)).await
+    }
+
+    /// Gives up every volume and waits until what was made for them is revoked. The files stay. Bounded by the
+    /// caller: what is not revoked by then is on record, for the next process.
+    pub async fn release(&self) {
+        self.ask(Command::Release).await;
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Option<T> {

@@ -17,8 +17,8 @@ use response::{AnswerError, Granted};
 use transport::{Answer, TransportError};
 
 use super::{
-    BackendError, ClientToken, FailureClass, Grant, Renewed, RequestContext, Secret, SecretBackend,
-    SecretBody,
+    BackendError, ClientToken, Credential, FailureClass, Grant, Renewed, RequestContext, Secret,
+    SecretBackend, SecretBody,
 };
 use crate::{
     clock::wall_now,
@@ -242,6 +242,18 @@ impl VaultBackend {
         })
     }
 
+    /// A session of a token that was made elsewhere.
+    async fn adopt(&self, context: &RequestContext, token: &ClientToken) -> Result<Grant, BackendError> {
+        let call = Call::adopt_session();
+        let Outcome::Answered(answer) = self.perform(context, &call, Some(token)).await? else {
+            return Err(failure::of_content(&call, &target(context), AnswerError::Empty));
+        };
+        let grant = auth::adopted(answer.body.expose(), token, answer.since)
+            .map_err(|error| failure::of_content(&call, &target(context), error))?;
+        audit::session(context, &grant.accessor);
+        Ok(grant)
+    }
+
     async fn renew(
         &self,
         context: &RequestContext,
@@ -277,9 +289,12 @@ impl SecretBackend for VaultBackend {
         &self,
         context: RequestContext,
         login: &LoginSpec,
-        jwt: &SecretString,
+        credential: &Credential,
     ) -> Result<Grant, BackendError> {
-        let call = Call::login(login, jwt);
+        if let Credential::Token(token) = credential {
+            return self.adopt(&context, token).await;
+        }
+        let call = Call::login(login, credential);
         let Outcome::Answered(answer) = self.perform(&context, &call, None).await? else {
             return Err(failure::of_content(&call, &target(&context), AnswerError::Empty));
         };

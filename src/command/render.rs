@@ -18,7 +18,8 @@ use anyhow::{Context, anyhow, bail};
 use crate::{
     app::Signals,
     backend::{
-        BackendError, FailureClass, Grant, RequestContext, Secret, SecretBackend as _, SecretBody,
+        BackendError, Credential, FailureClass, Grant, RequestContext, Secret, SecretBackend as _,
+        SecretBody,
         vault::{Limits, VaultBackend},
     },
     check::{self, Candidate, Judge},
@@ -184,7 +185,7 @@ impl<'a> DryRun<'a> {
         );
         let grant = self
             .backend
-            .login(self.context.clone(), login, jwt)
+            .login(self.context.clone(), login, &Credential::Jwt(jwt.clone()))
             .await
             .with_context(|| format!("cannot log in ({whither})"))?;
         self.context.accessor = Some(grant.accessor.as_str().into());

@@ -351,8 +351,8 @@ impl fmt::Display for Note {
                 }
             }
             Self::Unrevocable => f.write_str(
-                "the role grants batch tokens: what is made with them cannot be given back at unmount and lives to \
-                 its TTL; set token_type to service on the role, or keep token_ttl short",
+                "the session cannot be given back (a batch token, or a token made elsewhere): what is made in it lives \
+                 to its TTL; set token_type to service on the role, or keep token_ttl short",
             ),
             Self::LongTtl(ttl) => write!(
                 f,

@@ -848,6 +848,7 @@ pub(crate) fn spec(account: usize, paths: &[&str]) -> Arc<VolumeSpec> {
             tls: TlsSpec::default(),
         },
         login: LoginSpec {
+            method: Default::default(),
             mount: ApiPath::parse("kubernetes").expect("canonical"),
             role: format!("role{account}"),
             audience: "vault".into(),

@@ -39,6 +39,15 @@ pub enum MountIdentity {
         /// And nanoseconds.
         nanos: u32,
     },
+    /// A plain folder of the pod that we run in, an emptyDir or below one: nobody unmounts it.
+    Folder {
+        /// statfs `f_fsid` of what it is on.
+        file_system: u64,
+        /// Its inode.
+        inode: u64,
+        /// Whether the user allows it to be on a disk.
+        disk_backed: bool,
+    },
 }
 
 impl fmt::Display for MountIdentity {
@@ -46,6 +55,9 @@ impl fmt::Display for MountIdentity {
         match self {
             Self::FsId(id) => write!(f, "file system {id:016x}"),
             Self::BirthTime { seconds, nanos } => write!(f, "born {seconds}.{nanos:09}"),
+            Self::Folder { file_system, inode, .. } => {
+                write!(f, "folder {inode} of file system {file_system:016x}")
+            }
         }
     }
 }
@@ -78,6 +90,25 @@ pub enum TargetError {
         path: PathBuf,
         /// `f_type` of what is there.
         found: u64,
+    },
+    /// A folder of the pod that is not in memory, and was not said to be.
+    #[error(
+        "{path} is not in memory (f_type {found:#x}), so the secrets would reach the node's disk: give the emptyDir \
+         medium: Memory, or set diskBacked: true for the folder"
+    )]
+    OnDisk {
+        /// The folder.
+        path: PathBuf,
+        /// `f_type` of what it is on.
+        found: u64,
+    },
+    /// There is no such folder, or a symbolic link is in its path.
+    #[error("{path} is no folder, or a symbolic link is in its path: mount an emptyDir there")]
+    NoFolder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// Another mount took the place of the recorded one; only a new Mount call may write to it.
     #[error(
@@ -236,9 +267,52 @@ impl OpenTarget {
         Ok(Self { root, identity, mtime })
     }
 
+    /// Opens a plain folder of our own pod. The path has no symbolic link in it, also above the folder: another
+    /// container may share what is above, and could lead the secrets astray.
+    pub(super) fn open_folder(path: &Path, disk_backed: bool) -> Result<Self, TargetError> {
+        let failed = |doing| {
+            move |errno: rustix::io::Errno| TargetError::Io {
+                doing,
+                path: path.to_owned(),
+                source: errno.into(),
+            }
+        };
+        let top = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(failed("open the root above"))?;
+        let root = rustix::fs::openat2(
+            &top,
+            path.strip_prefix("/").unwrap_or(path),
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+        )
+        .map_err(|errno| match errno {
+            rustix::io::Errno::NOENT | rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR => {
+                TargetError::NoFolder { path: path.to_owned(), source: errno.into() }
+            }
+            errno => failed("open")(errno),
+        })?;
+        let found = u64::try_from(rustix::fs::fstatfs(&root).map_err(failed("statfs"))?.f_type).unwrap_or(0);
+        if found != TMPFS_MAGIC && !disk_backed {
+            return Err(TargetError::OnDisk { path: path.to_owned(), found });
+        }
+        let here = rustix::fs::fstat(&root).map_err(failed("stat"))?;
+        let file_system = rustix::fs::fstatvfs(&root).map_err(failed("statvfs"))?.f_fsid;
+        let mtime =
+            Timespec { tv_sec: here.st_mtime, tv_nsec: i64::try_from(here.st_mtime_nsec).unwrap_or(0) };
+        Ok(Self {
+            root,
+            identity: MountIdentity::Folder { file_system, inode: here.st_ino, disk_backed },
+            mtime,
+        })
+    }
+
     /// Opens the volume at `path` if it is still the mount that the caller recorded.
     pub(super) fn open_recorded(path: &Path, recorded: &MountIdentity) -> Result<Self, TargetError> {
-        let target = Self::open(path)?;
+        let target = match recorded {
+            MountIdentity::Folder { disk_backed, .. } => Self::open_folder(path, *disk_backed)?,
+            MountIdentity::FsId(_) | MountIdentity::BirthTime { .. } => Self::open(path)?,
+        };
         if target.identity != *recorded {
             return Err(TargetError::Changed {
                 path: path.to_owned(),

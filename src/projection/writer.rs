@@ -307,7 +307,18 @@ pub struct Inspection {
 /// # Errors
 /// When nothing or no tmpfs is mounted there.
 pub fn inspect(target: &Path) -> Result<Inspection, TargetError> {
-    let open = OpenTarget::open(target)?;
+    look(target, OpenTarget::open(target)?)
+}
+
+/// Looks at a plain folder of our own pod and writes nothing. `disk_backed`: whether it may be on a disk.
+///
+/// # Errors
+/// When there is no such folder, or it is not in memory and may not be elsewhere.
+pub fn inspect_folder(folder: &Path, disk_backed: bool) -> Result<Inspection, TargetError> {
+    look(folder, OpenTarget::open_folder(folder, disk_backed)?)
+}
+
+fn look(target: &Path, open: OpenTarget) -> Result<Inspection, TargetError> {
     let failed = |error: EntryError| TargetError::Io {
         doing: error.doing,
         path: target.join(error.name),

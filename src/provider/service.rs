@@ -46,7 +46,7 @@ use crate::{
         PodIdentity, ProviderName,
         parameters::{self, Defaults, Parsed},
     },
-    volume::{FailureKind, MountAnswer, MountCommand, MountFailure},
+    volume::{FailureKind, LoginCredential, MountAnswer, MountCommand, MountFailure},
 };
 
 /// The interface version the driver speaks; it never negotiates.
@@ -322,6 +322,7 @@ impl Provider {
         };
         let token = tokens
             .and_then(|tokens| tokens.pick(&audience, &pod, clock::wall_now()))
+            .map(LoginCredential::from)
             .map_err(MountFailure::from);
         MountCommand {
             key,

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use super::problem::{SpecError, Warning};
 use super::{
-    ApiPath, Connection, DependencyId, FileMode, FileOwner, LoginSpec, Object, ProviderName, TlsSpec,
-    VolumeSpec,
+    ApiPath, Connection, DependencyId, FileMode, FileOwner, LoginMethod, LoginSpec, Object, ProviderName,
+    TlsSpec, VolumeSpec,
     object::{
         Absence, Output, Part, Password, Source,
         reader::{self, Entry},
@@ -222,7 +222,7 @@ impl<'a> Reader<'a> {
             .map_err(|error| self.findings.parameter_error(&name, format_args!("the path {error}")));
         let audience = self.attributes.get("audience").filter(|audience| !audience.is_empty());
         let audience = audience.map_or(self.provider.default_audience(), String::as_str).to_owned();
-        Some(LoginSpec { mount: mount.ok()?, role: role?, audience })
+        Some(LoginSpec { method: LoginMethod::ServiceAccount, mount: mount.ok()?, role: role?, audience })
     }
 
     /// The preferred spelling of a parameter, for messages.

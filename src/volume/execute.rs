@@ -6,14 +6,15 @@ use futures_util::FutureExt;
 
 use super::holdings::{HeldSession, Holdings};
 use crate::{
-    backend::{BackendError, FailureClass, Grant, Renewed, RequestContext, Secret, SecretBackend},
+    backend::{
+        BackendError, Credential, FailureClass, Grant, Renewed, RequestContext, Secret, SecretBackend,
+    },
     clock::{BootTime, boot_now},
     lifecycle::{
         Lifecycle,
         message::{Lane, OpId, Request},
         session::SessionId,
     },
-    secret::SecretString,
     spec::{Connection, LoginSpec, SecretRequest},
 };
 
@@ -34,7 +35,7 @@ pub(super) enum Outcome {
 /// A request with everything it needs.
 #[derive(Debug)]
 pub(super) enum Job {
-    Login(SessionId, RequestContext, Arc<LoginSpec>, SecretString),
+    Login(SessionId, RequestContext, Arc<LoginSpec>, Credential),
     Fetch(RequestContext, HeldSession, Arc<SecretRequest>),
     RenewSession(RequestContext, HeldSession),
     RenewLease(RequestContext, HeldSession, String),
@@ -99,7 +100,7 @@ pub(super) fn prepare(core: &Lifecycle, holdings: &Holdings, lane: Lane, request
             };
             let whom = core.sessions().get(&id).map(|record| Arc::clone(&record.on_behalf_of));
             let context = context(connection, whom.unwrap_or_default(), None);
-            Job::Login(id, context, login, token.jwt.clone())
+            Job::Login(id, context, login, token.credential.clone())
         }
         Request::Fetch { session: id, request } => match session(&id) {
             Some((context, held)) => Job::Fetch(context, held, request),
@@ -128,8 +129,8 @@ pub(super) fn prepare(core: &Lifecycle, holdings: &Holdings, lane: Lane, request
 /// Performs a job. A panic in the backend is that request's failure and nobody else's.
 pub(super) async fn run<B: SecretBackend>(backend: Arc<B>, op: OpId, job: Job) -> (OpId, Outcome) {
     let outcome = match job {
-        Job::Login(id, context, login, jwt) => {
-            Outcome::LoggedIn(id, guarded(backend.login(context, &login, &jwt)).await)
+        Job::Login(id, context, login, credential) => {
+            Outcome::LoggedIn(id, guarded(backend.login(context, &login, &credential)).await)
         }
         Job::Fetch(context, held, request) => {
             let sent = boot_now();

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{ServiceAccountToken, VolumeKey};
+use super::{LoginCredential, VolumeKey};
 use crate::{
     backend::{ClientToken, Secret},
     lifecycle::{
@@ -35,7 +35,7 @@ pub(super) struct HeldPlan {
 #[derive(Debug, Default)]
 pub(super) struct Holdings {
     pub(super) sessions: BTreeMap<SessionId, HeldSession>,
-    pub(super) tokens: BTreeMap<VolumeKey, ServiceAccountToken>,
+    pub(super) tokens: BTreeMap<VolumeKey, LoginCredential>,
     /// Values of what is installed whose request has side effects.
     pub(super) values: BTreeMap<VolumeKey, BTreeMap<DependencyId, Secret>>,
     pub(super) plans: BTreeMap<PlanId, HeldPlan>,

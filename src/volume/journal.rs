@@ -17,8 +17,9 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::{ServiceAccountToken, VolumeKey, holdings::HeldSession};
+use super::{LoginCredential, VolumeKey, holdings::HeldSession};
 use crate::{
+    backend::Credential,
     lifecycle::{
         session::{Session, SessionId},
         volume::Volume,
@@ -59,7 +60,7 @@ pub struct Journal {
 #[derive(Debug, Default)]
 pub struct Restored {
     /// Volumes, the mount each was written to, and the token held for it.
-    pub volumes: Vec<(VolumeKey, Volume, Option<MountIdentity>, Option<ServiceAccountToken>)>,
+    pub volumes: Vec<(VolumeKey, Volume, Option<MountIdentity>, Option<LoginCredential>)>,
     /// Sessions with their tokens.
     pub sessions: Vec<(SessionId, Session, HeldSessionRecord)>,
 }
@@ -77,10 +78,64 @@ struct NodeRecord {
 
 #[derive(Serialize, Deserialize)]
 struct TokenRecord {
+    /// Of a ServiceAccount; empty where another kind of credential is held.
     jwt: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    other: Option<OtherCredential>,
     service_account_uid: String,
     expires_at: Option<u64>,
     issued_at: Option<u64>,
+}
+
+/// What the in-pod agent logs in with beside a ServiceAccount's token.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum OtherCredential {
+    AppRole { role_id: String, secret_id: Option<String> },
+    Certificate,
+    Token(String),
+}
+
+impl TokenRecord {
+    fn of(held: &LoginCredential) -> Self {
+        let (jwt, other) = match &held.credential {
+            Credential::Jwt(jwt) => (jwt.expose().to_owned(), None),
+            Credential::AppRole { role_id, secret_id } => {
+                let secret_id = secret_id.as_ref().map(|secret_id| secret_id.expose().to_owned());
+                let role_id = role_id.expose().to_owned();
+                (String::new(), Some(OtherCredential::AppRole { role_id, secret_id }))
+            }
+            Credential::Certificate => (String::new(), Some(OtherCredential::Certificate)),
+            Credential::Token(token) => {
+                (String::new(), Some(OtherCredential::Token(token.expose().to_owned())))
+            }
+        };
+        Self {
+            jwt,
+            other,
+            service_account_uid: held.service_account_uid.clone(),
+            expires_at: held.expires_at,
+            issued_at: held.issued_at,
+        }
+    }
+
+    fn into_held(self) -> LoginCredential {
+        let credential = match self.other {
+            None => Credential::Jwt(SecretString::new(self.jwt)),
+            Some(OtherCredential::AppRole { role_id, secret_id }) => Credential::AppRole {
+                role_id: SecretString::new(role_id),
+                secret_id: secret_id.map(SecretString::new),
+            },
+            Some(OtherCredential::Certificate) => Credential::Certificate,
+            Some(OtherCredential::Token(token)) => Credential::Token(SecretString::new(token)),
+        };
+        LoginCredential {
+            credential,
+            service_account_uid: self.service_account_uid,
+            expires_at: self.expires_at,
+            issued_at: self.issued_at,
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -188,12 +243,7 @@ impl Journal {
     pub fn restore(&self) -> Restored {
         let mut restored = Restored::default();
         for record in self.records::<VolumeRecord>("volumes", |record| record.format) {
-            let token = record.token.map(|token| ServiceAccountToken {
-                jwt: SecretString::new(token.jwt),
-                service_account_uid: token.service_account_uid,
-                expires_at: token.expires_at,
-                issued_at: token.issued_at,
-            });
+            let token = record.token.map(TokenRecord::into_held);
             restored.volumes.push((record.key, record.volume, record.identity, token));
         }
         for record in self.records::<SessionRecord>("sessions", |record| record.format) {
@@ -234,17 +284,12 @@ impl Journal {
     pub(super) fn volume(
         &self,
         key: &VolumeKey,
-        volume: Option<(&Volume, Option<MountIdentity>, Option<&ServiceAccountToken>)>,
+        volume: Option<(&Volume, Option<MountIdentity>, Option<&LoginCredential>)>,
     ) {
         let path = self.folder.join("volumes").join(file_name(key));
         match volume {
             Some((volume, identity, token)) if self.durable => {
-                let token = token.map(|token| TokenRecord {
-                    jwt: token.jwt.expose().to_owned(),
-                    service_account_uid: token.service_account_uid.clone(),
-                    expires_at: token.expires_at,
-                    issued_at: token.issued_at,
-                });
+                let token = token.map(TokenRecord::of);
                 let record = VolumeRecord {
                     format: FORMAT,
                     key: key.clone(),

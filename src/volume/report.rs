@@ -73,9 +73,10 @@ pub struct NextReport {
     pub what: String,
 }
 
-pub(super) fn report(core: &Lifecycle, kubelet_root: &Path, now: BootTime) -> Vec<VolumeReport> {
+pub(super) fn report(core: &Lifecycle, kubelet_root: Option<&Path>, now: BootTime) -> Vec<VolumeReport> {
     let mut reports: Vec<VolumeReport> =
         core.volumes().iter().map(|(key, volume)| managed(core, key, volume, now)).collect();
+    let Some(kubelet_root) = kubelet_root else { return reports };
     let table = MountTable::read();
     let unmanaged = table.iter().flat_map(|table| unmanaged(core, table, kubelet_root));
     reports.extend(unmanaged.map(|key| VolumeReport {

@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,7 +15,8 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Command, DriverFile, FailureKind, MountAnswer, MountCommand, MountFailure, VolumeKey, VolumeManager,
+    Change, Command, DriverFile, FailureKind, MountAnswer, MountCommand, MountFailure, Targets, VolumeKey,
+    VolumeManager,
     execute::{self, Job, Outcome},
     gauges,
     holdings::{HeldSession, Holdings},
@@ -65,12 +65,14 @@ type RenderOutcome = Result<Rendered, String>;
 /// What the worker is started with.
 #[derive(Debug)]
 pub struct Settings {
-    /// The kubelet's root; volumes are below its `pods`.
-    pub kubelet_root: PathBuf,
+    /// Where the volumes are.
+    pub targets: Targets,
     /// The node's digest key.
     pub digest_key: [u8; 32],
     /// Seed of the jitter.
     pub seed: u64,
+    /// Told of every change of content.
+    pub changes: Option<mpsc::UnboundedSender<Change>>,
 }
 
 /// The worker's state.
@@ -80,7 +82,10 @@ pub(super) struct Worker<B> {
     journal: Journal,
     holdings: Holdings,
     digest_key: DigestKey,
-    kubelet_root: PathBuf,
+    targets: Targets,
+    changes: Option<mpsc::UnboundedSender<Change>>,
+    /// Who waits until everything is given back.
+    releasing: Option<oneshot::Sender<()>>,
     metrics: Arc<Metrics>,
     identities: BTreeMap<VolumeKey, MountIdentity>,
     calls: BTreeMap<CallId, oneshot::Sender<Result<MountAnswer, MountFailure>>>,
@@ -107,18 +112,22 @@ impl<B: SecretBackend> Worker<B> {
         metrics: Arc<Metrics>,
     ) -> VolumeManager {
         let (sender, commands) = mpsc::channel(1024);
-        let mounts = MountWatch::open()
-            .inspect_err(|error| {
-                error!(%error, "cannot watch the mount table: unmounts are seen within 30 s only");
-            })
-            .ok();
+        let mounts = settings.targets.kubelet_root().and_then(|_| {
+            MountWatch::open()
+                .inspect_err(|error| {
+                    error!(%error, "cannot watch the mount table: unmounts are seen within 30 s only");
+                })
+                .ok()
+        });
         let mut worker = Self {
             core: Lifecycle::new(settings.seed),
             backend,
             journal,
             holdings: Holdings::default(),
             digest_key: DigestKey::new(&settings.digest_key),
-            kubelet_root: settings.kubelet_root,
+            targets: settings.targets,
+            changes: settings.changes,
+            releasing: None,
             metrics,
             identities: BTreeMap::new(),
             calls: BTreeMap::new(),
@@ -156,8 +165,11 @@ impl<B: SecretBackend> Worker<B> {
         let mut gone = Vec::new();
         for (key, volume, identity, token) in volumes {
             let inspection = match volume.mode {
-                Mode::ProviderWritten => target::validate_target_path(&self.kubelet_root, key.path())
-                    .and_then(|_| writer::inspect(key.path()))
+                Mode::ProviderWritten => self
+                    .targets
+                    .kubelet_root()
+                    .map_or(Ok(()), |root| target::validate_target_path(root, key.path()).map(drop))
+                    .and_then(|()| self.targets.inspect(key.path()))
                     .inspect_err(|error| {
                         info!(volume = %key, error = crate::telemetry::chain(error), "a volume on record is gone");
                     })
@@ -198,6 +210,11 @@ impl<B: SecretBackend> Worker<B> {
             self.settle();
             self.dispatch();
             self.publish();
+            if self.core.sessions().is_empty()
+                && let Some(released) = self.releasing.take()
+            {
+                let _ = released.send(());
+            }
             let now = boot_now();
             let due = self.core.poll_timeout().map_or(LONGEST_SLEEP, |at| now.until(at)).min(LONGEST_SLEEP);
             let shell = self.gauges_at.map_or(self.look_at, |at| at.min(self.look_at));
@@ -251,8 +268,14 @@ impl<B: SecretBackend> Worker<B> {
     fn command(&mut self, command: Command) {
         match command {
             Command::Mount(mount, reply) => self.mount(*mount, reply),
+            Command::Release(reply) => {
+                self.releasing = Some(reply);
+                let now = boot_now();
+                self.guard("the release", None, |worker| worker.core.release(now));
+            }
             Command::List(reply) => {
-                let _ = reply.send(report::report(&self.core, &self.kubelet_root, boot_now()));
+                let root = self.targets.kubelet_root();
+                let _ = reply.send(report::report(&self.core, root, boot_now()));
             }
             Command::Refresh(selector, reply) => {
                 let keys: Vec<VolumeKey> = self
@@ -344,7 +367,9 @@ impl<B: SecretBackend> Worker<B> {
         {
             return Ok((Mode::DriverWritten, true));
         }
-        let found = writer::inspect(key.path())
+        let found = self
+            .targets
+            .inspect(key.path())
             .map_err(|error| refused(crate::telemetry::chain(&error).to_string()))?;
         if self.identities.get(key).is_some_and(|recorded| *recorded != found.identity) {
             self.feed(Event::Unmounted(key.clone()));
@@ -363,13 +388,14 @@ impl<B: SecretBackend> Worker<B> {
 
     /// Whether mounts of the host reach us at this path.
     fn mode_for(&self, key: &VolumeKey) -> Result<Mode, String> {
+        let Some(root) = self.targets.kubelet_root() else { return Ok(Mode::ProviderWritten) };
         let table = MountTable::read().map_err(|error| format!("cannot read the mount table: {error}"))?;
         let entry = table.find(key.path());
         let propagates = match entry {
             Some(entry) => entry.propagates(),
             // Not mounted here: either nothing is propagated, or the driver mounted nothing.
             None => {
-                let pods = self.kubelet_root.join("pods");
+                let pods = root.join("pods");
                 pods.is_dir() && table.covering(&pods).is_some_and(|entry| entry.propagates())
             }
         };
@@ -378,6 +404,7 @@ impl<B: SecretBackend> Worker<B> {
 
     /// Which of our volumes are still in the mount table.
     fn look(&mut self) {
+        let Some(root) = self.targets.kubelet_root() else { return };
         let table = match MountTable::read() {
             Ok(table) => table,
             Err(error) => {
@@ -392,7 +419,7 @@ impl<B: SecretBackend> Worker<B> {
                 continue;
             }
             if !volume.mounted {
-                let pod = self.kubelet_root.join("pods").join(&volume.pod.uid);
+                let pod = root.join("pods").join(&volume.pod.uid);
                 if !pod.exists() {
                     left.push(key.clone());
                 }
@@ -400,7 +427,7 @@ impl<B: SecretBackend> Worker<B> {
                 gone.push(key.clone());
             }
         }
-        self.unmanaged = report::unmanaged(&self.core, &table, &self.kubelet_root).collect();
+        self.unmanaged = report::unmanaged(&self.core, &table, root).collect();
         self.gauges_at.get_or_insert_with(|| Instant::now() + GAUGES);
         for key in gone {
             self.feed(Event::Unmounted(key));
@@ -543,6 +570,9 @@ impl<B: SecretBackend> Worker<B> {
             }
             Action::Swap { plan, previous, unchanged, callers } => {
                 let outcome = self.swap(&plan, previous.as_deref(), unchanged, &callers);
+                if let SwapOutcome::Done { changed: true, .. } = &outcome {
+                    self.announce(&plan.key);
+                }
                 self.feed(Event::Swapped(plan, outcome));
             }
             Action::Answer { calls, answer, deliver, report, clock } => {
@@ -617,6 +647,14 @@ impl<B: SecretBackend> Worker<B> {
         }
     }
 
+    fn announce(&self, key: &VolumeKey) {
+        let Some(changes) = &self.changes else { return };
+        let attempt = self.core.volumes().get(key).and_then(|volume| volume.attempt.as_ref());
+        let versions = attempt.map(|attempt| attempt.versions.clone()).unwrap_or_default();
+        // Nobody listens any more when the process ends.
+        let _ = changes.send(Change { key: key.clone(), versions });
+    }
+
     fn answer(
         &mut self,
         calls: Vec<CallId>,
@@ -627,6 +665,7 @@ impl<B: SecretBackend> Worker<B> {
     ) {
         if let Some((key, healthy)) = clock
             && let Some(identity) = self.identities.get(&key)
+            && self.targets.kubelet_root().is_some()
         {
             let mtime = if healthy { RootMtime::Now } else { RootMtime::Zero };
             if let Err(error) = writer::set_root_mtime(key.path(), identity, mtime) {

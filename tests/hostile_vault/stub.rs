@@ -11,7 +11,7 @@ use std::{
 
 use leasehold::{
     backend::{
-        BackendError, Grant, RequestContext, Secret, SecretBackend,
+        BackendError, Credential, Grant, RequestContext, Secret, SecretBackend,
         vault::{Limits, VaultBackend},
     },
     secret::SecretString,
@@ -201,11 +201,12 @@ pub(crate) async fn login(
     tls: TlsSpec,
 ) -> Result<Grant, BackendError> {
     let login = LoginSpec {
+        method: Default::default(),
         mount: ApiPath::parse("kubernetes").unwrap(),
         role: "app".to_owned(),
         audience: "vault".to_owned(),
     };
-    backend.login(context(address, tls), &login, &format!("jwt.{CANARY}").into()).await
+    backend.login(context(address, tls), &login, &Credential::Jwt(format!("jwt.{CANARY}").into())).await
 }
 
 pub(crate) async fn fetch(

@@ -50,6 +50,21 @@ pub(super) fn grant(body: &[u8], since: BootTime) -> Result<Grant, AnswerError> 
     Ok(Grant { token, accessor, terms, since })
 }
 
+/// Reads what lookup-self says of `token`, which was made elsewhere and is therefore never revoked here.
+pub(super) fn adopted(body: &[u8], token: &SecretString, since: BootTime) -> Result<Grant, AnswerError> {
+    let mut map = parse(body)?;
+    let Some(Value::Object(data)) = map.remove("data") else { return Err(AnswerError::NoData) };
+    let text = |key: &str| data.get(key).and_then(Value::as_str).unwrap_or_default();
+    let terms = SessionTerms {
+        ttl: lifetime(seconds(data.get("ttl")).unwrap_or(0)),
+        renewable: text("type") != "batch" && data.get("renewable") == Some(&Value::Bool(true)),
+        revocable: false,
+        num_uses: seconds(data.get("num_uses")).unwrap_or(0),
+        shareable: false,
+    };
+    Ok(Grant { token: token.clone(), accessor: text("accessor").to_owned(), terms, since })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed parse fails the test")]

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::{client::Endpoint, transport::TransportError};
 use crate::{
+    backend::Credential,
     secret::SecretString,
     spec::{LoginSpec, SecretRequest},
 };
@@ -23,6 +24,8 @@ pub(super) enum Operation {
     RenewLease,
     RevokeSession,
     RevokeLease,
+    /// In place of a login, with a token that was made elsewhere.
+    AdoptSession,
     /// To tell a dead token from a missing right.
     LookupSession,
 }
@@ -37,6 +40,7 @@ impl Operation {
             Self::RenewLease => "renew-lease",
             Self::RevokeSession => "revoke-session",
             Self::RevokeLease => "revoke-lease",
+            Self::AdoptSession => "adopt-session",
             Self::LookupSession => "lookup-session",
         }
     }
@@ -63,10 +67,20 @@ impl fmt::Debug for Call<'_> {
 }
 
 impl<'a> Call<'a> {
-    pub(super) fn login(login: &'a LoginSpec, jwt: &SecretString) -> Self {
-        let body = json!({ "role": login.role, "jwt": jwt.expose() });
+    pub(super) fn login(login: &'a LoginSpec, credential: &Credential) -> Self {
+        let body = match credential {
+            Credential::Jwt(jwt) => json!({ "role": login.role, "jwt": jwt.expose() }),
+            Credential::AppRole { role_id, secret_id: None } => json!({ "role_id": role_id.expose() }),
+            Credential::AppRole { role_id, secret_id: Some(secret_id) } => {
+                json!({ "role_id": role_id.expose(), "secret_id": secret_id.expose() })
+            }
+            Credential::Certificate if !login.role.is_empty() => json!({ "name": login.role }),
+            // A token is adopted instead.
+            Credential::Certificate | Credential::Token(_) => json!({}),
+        };
         let path = format!("auth/{}/login", login.mount);
-        Self { role: Some(&login.role), ..Self::put(Operation::Login, path, Some(&body)) }
+        let role = Some(login.role.as_str()).filter(|role| !role.is_empty());
+        Self { role, ..Self::put(Operation::Login, path, Some(&body)) }
     }
 
     pub(super) fn fetch(request: &'a SecretRequest) -> Self {
@@ -94,6 +108,11 @@ impl<'a> Call<'a> {
     pub(super) fn lookup_session() -> Self {
         let call = Self::put(Operation::LookupSession, "auth/token/lookup-self".to_owned(), None);
         Self { method: reqwest::Method::GET, ..call }
+    }
+
+    /// The terms of a token that was made elsewhere: what a login would have answered.
+    pub(super) fn adopt_session() -> Self {
+        Self { operation: Operation::AdoptSession, ..Self::lookup_session() }
     }
 
     pub(super) fn renew_lease(lease: &str) -> Self {

@@ -158,13 +158,17 @@ fn describe(call: &Call<'_>, target: &Target<'_>) -> String {
     let what = match call.operation {
         Operation::Login => {
             let mount = subject.strip_suffix("/login").unwrap_or(subject);
-            format!("login at {mount} as role {:?}", call.role.unwrap_or_default())
+            match call.role {
+                Some(role) => format!("login at {mount} as role {role:?}"),
+                None => format!("login at {mount}"),
+            }
         }
         Operation::Fetch => format!("read of {subject}"),
         Operation::RenewLease => format!("renewal of the lease of {subject}"),
         Operation::RevokeLease => format!("revocation of the lease of {subject}"),
         Operation::RenewSession => "renewal of the session".to_owned(),
         Operation::RevokeSession => "revocation of the session".to_owned(),
+        Operation::AdoptSession => "look-up of the token from the token file".to_owned(),
         Operation::LookupSession => "lookup of the session".to_owned(),
     };
     match target.namespace {
@@ -189,6 +193,11 @@ fn problem(call: &Call<'_>, target: &Target<'_>, answer: &Answer, texts: &Texts)
             "check vaultAddress",
         ),
         403 if call.operation == Operation::Login => login_denied(texts),
+        403 if call.operation == Operation::AdoptSession && texts.json => Problem::new(
+            Denied,
+            "the token is unknown to the server (403): expired, revoked, or of another server",
+            "put a token that lives into the file",
+        ),
         403 if !texts.json => Problem::new(
             Denied,
             "refused (403) by something in front of the server",
@@ -352,6 +361,37 @@ fn bad_request(call: &Call<'_>, texts: &Texts) -> Problem {
                     "signature",
                     "the auth mount does not trust who signed the token",
                     "correct its issuer or keys",
+                ),
+                (
+                    Denied,
+                    "role or secret id",
+                    "the server does not accept the role id or the secret id (used up, expired, or wrong)",
+                    "bring a new secret id",
+                ),
+                (
+                    Denied,
+                    "invalid secret id",
+                    "the server does not accept the secret id (used up, expired, or wrong)",
+                    "bring a new secret id",
+                ),
+                (Denied, "invalid role id", "the server does not know the role id", "correct the role id"),
+                (
+                    Denied,
+                    "client certificate must be supplied",
+                    "the connection had no client certificate",
+                    "set vaultTLSClientCertPath and vaultTLSClientKeyPath",
+                ),
+                (
+                    Denied,
+                    "no chain matching all constraints",
+                    "no role of the auth mount accepts the client certificate",
+                    "correct the certificate or the role",
+                ),
+                (
+                    Denied,
+                    "invalid certificate",
+                    "no role of the auth mount accepts the client certificate",
+                    "correct the certificate or the role",
                 ),
                 (Invalid, "role name", "the role does not exist", "correct roleName"),
                 (Invalid, "could not be found", "the role does not exist", "correct roleName"),

@@ -49,6 +49,7 @@ impl Node {
                 tls: TlsSpec::default(),
             },
             login: LoginSpec {
+                method: Default::default(),
                 mount: ApiPath::parse("kubernetes").expect("a path"),
                 role: "app".into(),
                 audience: "vault".into(),

@@ -6,6 +6,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::*;
 use crate::{
+    backend::Credential,
     clock::BootTime,
     secret::SecretString,
     spec::{ApiPath, LoginSpec, SecretRequest, object::Method},
@@ -26,6 +27,7 @@ fn answer(status: u16, headers: &[(&'static str, &'static str)], body: &str) -> 
 /// The class, or what else it comes to, and the message.
 fn judge(operation: Operation, status: u16, body: &str) -> (String, String) {
     let login = LoginSpec {
+        method: Default::default(),
         mount: ApiPath::parse("kubernetes").unwrap(),
         role: "app".to_owned(),
         audience: "vault".to_owned(),
@@ -38,7 +40,7 @@ fn judge(operation: Operation, status: u16, body: &str) -> (String, String) {
         optional: false,
         versioned: None,
     };
-    let jwt = SecretString::default();
+    let jwt = Credential::Jwt(SecretString::default());
     let lease = "database/creds/app/QWYK";
     let call = match operation {
         Operation::Login => Call::login(&login, &jwt),
