@@ -11,6 +11,7 @@ pub use problem::{SpecError, Warning};
 
 use crate::template::PodContext;
 
+pub mod agent;
 pub mod object;
 pub mod parameters;
 pub mod path;
@@ -138,6 +139,10 @@ pub struct FileMode(u32);
 impl FileMode {
     /// What the driver asks for when nobody says otherwise.
     pub const DEFAULT: Self = Self(0o644);
+    /// For owner and group, nobody writes.
+    pub const READABLE_BY_GROUP: Self = Self(0o440);
+    /// For the owner alone, nobody writes.
+    pub const PRIVATE: Self = Self(0o400);
 
     /// `bits`, if none is outside 0777: setuid in a tmpfs mounted without nosuid is an escalation.
     pub const fn new(bits: u32) -> Option<Self> {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use super::{ApiPath, DependencyId, FileMode, FileOwner, ObjectPath, RefreshPolicy};
 use crate::{format::DataFormat, template::SecretCall};
 
-pub(super) mod reader;
+pub(in crate::spec) mod reader;
 pub(crate) mod source;
 
 /// HTTP methods a secret may be read with.

@@ -117,23 +117,20 @@ pub fn collect(
     default_mode: FileMode,
     defaults: &Defaults,
 ) -> Collected {
-    let mut reader = Reader { provider, attributes, findings: Findings::default() };
-    reader.warn_unknown();
-    let login = reader.login(defaults);
-    let connection = reader.connection(defaults);
-    let owner = reader.owner();
-    let pod = reader.pod(defaults);
-    let objects = reader.objects(owner, &pod);
-    let Findings { errors, warnings } = reader.findings;
-    let spec = match (login, connection, objects) {
-        (Some(login), Some(connection), Some(objects)) if errors.is_empty() => {
-            let is_template = |object: &Object| matches!(object.source, Source::Template(_));
-            let pod = if objects.iter().any(is_template) { pod } else { PodContext::default() };
-            Some(VolumeSpec { connection, login, objects, default_mode, pod })
-        }
-        _ => None,
-    };
-    Collected { spec, errors, warnings }
+    Reader { provider, attributes, objects: None, findings: Findings::default() }
+        .collect(default_mode, defaults)
+}
+
+/// The same with the objects as the list itself, whose lines then are those of the file around it.
+pub(crate) fn collect_around(
+    provider: ProviderName,
+    attributes: &BTreeMap<String, String>,
+    objects: &Node,
+    default_mode: FileMode,
+    defaults: &Defaults,
+) -> Collected {
+    let objects = Some(objects);
+    Reader { provider, attributes, objects, findings: Findings::default() }.collect(default_mode, defaults)
 }
 
 /// Parameter prefixes of a provider, first found wins.
@@ -147,10 +144,32 @@ const fn prefixes(provider: ProviderName) -> &'static [&'static str] {
 struct Reader<'a> {
     provider: ProviderName,
     attributes: &'a BTreeMap<String, String>,
+    /// In place of the parameter.
+    objects: Option<&'a Node>,
     findings: Findings,
 }
 
 impl<'a> Reader<'a> {
+    fn collect(mut self, default_mode: FileMode, defaults: &Defaults) -> Collected {
+        let reader = &mut self;
+        reader.warn_unknown();
+        let login = reader.login(defaults);
+        let connection = reader.connection(defaults);
+        let owner = reader.owner();
+        let pod = reader.pod(defaults);
+        let objects = reader.objects(owner, &pod);
+        let Findings { errors, warnings } = self.findings;
+        let spec = match (login, connection, objects) {
+            (Some(login), Some(connection), Some(objects)) if errors.is_empty() => {
+                let is_template = |object: &Object| matches!(object.source, Source::Template(_));
+                let pod = if objects.iter().any(is_template) { pod } else { PodContext::default() };
+                Some(VolumeSpec { connection, login, objects, default_mode, pod })
+            }
+            _ => None,
+        };
+        Collected { spec, errors, warnings }
+    }
+
     /// A parameter by its suffix: the first prefix that is present.
     fn present(&self, suffix: &str) -> Option<(String, &'a str)> {
         prefixes(self.provider).iter().find_map(|prefix| {
@@ -330,19 +349,25 @@ impl<'a> Reader<'a> {
     }
 
     fn objects(&mut self, owner: Option<FileOwner>, pod: &PodContext) -> Option<Vec<Object>> {
+        if let Some(node) = self.objects {
+            return self.objects_of(node, owner, pod);
+        }
         let text = self.attributes.get("objects").map(String::as_str).unwrap_or_default();
         if text.len() > MAX_OBJECTS_TEXT {
             let reason = format!("has {} bytes, more than {MAX_OBJECTS_TEXT}", text.len());
             self.findings.error(SpecError::Objects { line: None, reason });
             return None;
         }
-        let node = match Node::parse(text) {
-            Ok(node) => node,
+        match Node::parse(text) {
+            Ok(node) => self.objects_of(&node, owner, pod),
             Err(error) => {
                 self.findings.error(SpecError::Objects { line: error.line, reason: error.message });
-                return None;
+                None
             }
-        };
+        }
+    }
+
+    fn objects_of(&mut self, node: &Node, owner: Option<FileOwner>, pod: &PodContext) -> Option<Vec<Object>> {
         let items = match &node.kind {
             Kind::Null => &[][..],
             Kind::List(items) => items,

@@ -97,6 +97,19 @@ impl Node {
         entries.iter().find(|(name, _)| name.as_text() == Some(key)).map(|(_, value)| value)
     }
 
+    /// Moves every line by `by`: the text stood so far down in another one.
+    pub(crate) fn shift(&mut self, by: u64) {
+        self.line += by;
+        match &mut self.kind {
+            Kind::List(items) => items.iter_mut().for_each(|item| item.shift(by)),
+            Kind::Map(entries) => entries.iter_mut().for_each(|(key, value)| {
+                key.shift(by);
+                value.shift(by);
+            }),
+            _ => {}
+        }
+    }
+
     /// What the node is, for messages.
     pub(crate) const fn describe(&self) -> &'static str {
         match self.kind {

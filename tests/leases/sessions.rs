@@ -45,7 +45,10 @@ async fn batch_session_is_handed_over_and_never_revoked() {
         seen.path.ends_with("revoke-self") || seen.path.ends_with("renew-self")
     };
     assert_eq!(case.seen(futile).len(), 0, "{log}");
-    assert!(log.matches("a batch token, or a token made elsewhere").count() == 1, "the log says what that costs: {log}");
+    assert!(
+        log.matches("a batch token, or a token made elsewhere").count() == 1,
+        "the log says what that costs: {log}"
+    );
     case.unmount(&volume);
     // All that can be done is wait for the token's end.
     case.nothing_left(SOON).await;

@@ -6,6 +6,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use leasehold::{
     app::Signals,
+    backend::Credential,
     provider::proto::csi_driver_provider_server::{CsiDriverProvider, CsiDriverProviderServer},
     secret::SecretBytes,
     volume::{DriverFile, FailureKind},
@@ -184,7 +185,8 @@ async fn plans_and_tokens_reach_the_volume_with_their_failures() {
             plan.map_err(|failure| MountFailure::new(failure.kind, format!("plan: {failure}")))?;
             let token =
                 token.map_err(|failure| MountFailure::new(failure.kind, format!("token: {failure}")))?;
-            assert!(token.jwt.expose().ends_with(CANARY));
+            let Credential::Jwt(jwt) = &token.credential else { panic!("no token") };
+            assert!(jwt.expose().ends_with(CANARY));
             Ok(one_version())
         }
         .boxed()

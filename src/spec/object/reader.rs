@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Fields of an object, as manifests spell them.
-const KNOWN: [&str; 21] = [
+pub(in crate::spec) const KNOWN: [&str; 21] = [
     "objectName",
     "as",
     "secretPath",

@@ -49,6 +49,7 @@ fn judge(operation: Operation, status: u16, body: &str) -> (String, String) {
         Operation::RenewLease => Call::renew_lease(lease),
         Operation::RevokeSession => Call::revoke_session(),
         Operation::RevokeLease => Call::revoke_lease(lease),
+        Operation::AdoptSession => Call::adopt_session(),
         Operation::LookupSession => Call::lookup_session(),
     };
     match of_answer(&call, &target(), &answer(status, &[], body), false) {
