@@ -11,7 +11,7 @@ use std::{
 
 use leasehold::{
     backend::{
-        RequestContext, SecretBackend,
+        Credential, RequestContext, SecretBackend,
         vault::{Limits, VaultBackend},
     },
     secret::SecretString,
@@ -80,7 +80,11 @@ impl Bare {
     /// Time for both rounds, and for the reads alone.
     async fn round(&self, jwt: String) -> (Duration, Duration) {
         let start = Instant::now();
-        let grant = self.backend.login(self.context(), &self.login, &SecretString::new(jwt)).await.unwrap();
+        let grant = self
+            .backend
+            .login(self.context(), &self.login, &Credential::Jwt(SecretString::new(jwt)))
+            .await
+            .unwrap();
         let reads = Instant::now();
         let [one, two] = [0, 1].map(|i| self.backend.fetch(self.context(), &grant.token, &self.requests[i]));
         let (one, two) = tokio::join!(one, two);
