@@ -101,6 +101,13 @@ impl Setup {
 
     /// On another server.
     pub async fn start_on(self, ground: Arc<Ground>, admin: Admin, url: &str) -> Case {
+        let proxy = Proxy::start(url);
+        let launch = Launch::new(&proxy.url());
+        self.start_behind(ground, admin, proxy, launch).await
+    }
+
+    /// Behind a proxy of the test's own, with flags of its own.
+    pub async fn start_behind(self, ground: Arc<Ground>, admin: Admin, proxy: Proxy, launch: Launch) -> Case {
         let Self { name, login, policy, database } = self;
         assert!(name.len() <= 8, "OpenBao cuts the role in a user's name to eight characters");
         let mount = format!("k8s-{name}");
@@ -129,8 +136,7 @@ impl Setup {
         admin.write(&format!("auth/{mount}/role/app"), role).await;
         ground.postgres.configure(&admin, name, database.0, database.1).await;
         let node = Arc::new(Node::new());
-        let proxy = Proxy::start(url);
-        let leasehold = Leasehold::start(&node, Launch::new(&proxy.url())).await;
+        let leasehold = Leasehold::start(&node, launch).await;
         let kubelet = Kubelet::new(Arc::clone(&node), Arc::clone(&ground.cluster), Options::default());
         proxy.forget();
         Case { name, mount, ground, admin, node, proxy, leasehold, kubelet }
@@ -310,9 +316,14 @@ impl Case {
 
     /// Logs in every 50 ms with what the files say.
     pub async fn probe(&self, volume: &Volume, duration: Duration) -> Probe {
+        self.probe_every(Duration::from_millis(50), volume, duration).await
+    }
+
+    /// Logs in at intervals with what the files say.
+    pub async fn probe_every(&self, interval: Duration, volume: &Volume, duration: Duration) -> Probe {
         let mut probe = Probe::default();
         let started = Instant::now();
-        let mut ticks = tokio::time::interval(Duration::from_millis(50));
+        let mut ticks = tokio::time::interval(interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut last: Option<Credential> = None;
         while started.elapsed() < duration {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::{
     case::{Credential, Setup},
-    support::SOON,
+    support::{SOON, proxy::Fault},
 };
 
 /// Renewed while that helps, replaced before the maximum, the old one alive for the overlap and no longer.
@@ -159,6 +159,30 @@ async fn lease_lost_on_the_server_is_replaced_once() {
         .await;
     case.login(&second).await.unwrap();
     assert_eq!((case.mints(), case.logins()), (2, 1), "{}", case.leasehold.log());
+    case.unmount(&volume);
+    case.nothing_left(SOON).await;
+}
+
+/// A lease starts when it was asked for, not when the answer arrived (Vault's own watcher counts from then).
+#[tokio::test]
+async fn slow_answers_do_not_lengthen_a_lease() {
+    const LATE: Duration = Duration::from_secs(9);
+    let case = Setup::new("slow").database("15s", "1h").start().await;
+    case.proxy.rule(|seen| {
+        let late = seen.path.contains("/creds/") || seen.path == "sys/leases/renew";
+        if late { Fault::Late(LATE) } else { Fault::Pass }
+    });
+    let volume = case.volume();
+    // Who counts from the arrival renews at six tenths of its TTL from then: nine seconds after the end.
+    let abandoned = case.unattended(&case.admin).await.0;
+    case.mounted(&volume, &case.database()).await;
+    let arrived = Instant::now();
+    case.dies(&abandoned).await;
+    assert!(arrived.elapsed() < Duration::from_secs(9), "{:?}", arrived.elapsed());
+    let first = case.credential(&volume);
+    let probe = case.probe(&volume, Duration::from_secs(20)).await;
+    probe.never_failed(&case.leasehold.log());
+    assert_eq!((case.credential(&volume), case.mints()), (first, 1), "{}", case.leasehold.log());
     case.unmount(&volume);
     case.nothing_left(SOON).await;
 }

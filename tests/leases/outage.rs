@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use hyper::body::Bytes;
 use tokio::sync::Semaphore;
 
@@ -9,9 +10,11 @@ use crate::{
     case::{Ground, Setup},
     support::{
         SOON,
+        authority::Authority,
         bao::{Bao, Shape},
         http::Reply,
-        proxy::Fault,
+        leasehold::Launch,
+        proxy::{Fault, Proxy},
     },
 };
 
@@ -157,6 +160,120 @@ async fn throttling_server_is_left_alone() {
         .await;
     assert_eq!((case.mints(), case.logins()), (0, 0), "{}", case.leasehold.log());
     assert_eq!(case.snapshot(&volume), before);
+    case.unmount(&volume);
+    case.nothing_left(SOON).await;
+}
+
+/// vault-k8s#49: what happens if the server goes down? The files stay and log in, a republish is answered, the
+/// node asks little, nothing is made again, and the first change afterwards is followed. However it goes down.
+#[tokio::test]
+async fn outage_matrix() {
+    let reply = |status, body: &'static str| {
+        Some(Fault::Answer(Reply::Full {
+            status,
+            headers: Vec::new(),
+            body: Bytes::from_static(body.as_bytes()),
+        }))
+    };
+    let gate = Arc::new(Semaphore::new(0));
+    let kinds = [
+        ("refused", None),
+        ("hangs", Some(Fault::Hold(Arc::clone(&gate)))),
+        ("closed", Some(Fault::Answer(Reply::Close))),
+        ("cut", Some(Fault::CutAfter(9))),
+        ("torn", reply(200, "{\"data\": {\"da")),
+        ("error", reply(500, "{\"errors\":[\"internal error\"]}")),
+        ("gateway", reply(502, "<html><body>Bad Gateway</body></html>")),
+        ("sealed", reply(503, "{\"errors\":[\"Vault is sealed\"]}")),
+        ("standby", reply(473, "")),
+        ("stale", reply(412, "{\"errors\":[\"required index state not present\"]}")),
+        ("throttle", reply(429, "{\"errors\":[\"request path: rate limit quota exceeded\"]}")),
+    ];
+    join_all(kinds.map(async |(name, fault)| {
+        let mut case = Setup::new(name).database("40s", "1h").start().await;
+        case.put("note", "one").await;
+        let volume = case.volume();
+        let objects = case.database() + &case.kv("note");
+        case.mounted(&volume, &objects).await;
+        let (before, first) = (case.snapshot(&volume), case.credential(&volume));
+        case.proxy.forget();
+        match fault {
+            None => case.proxy.down(),
+            Some(fault) => case.proxy.rule(move |_| fault.clone()),
+        }
+        case.put("note", "two").await;
+        let connections = case.proxy.connections();
+        // Four refresh intervals of the value.
+        let probe = case.probe_every(Duration::from_millis(500), &volume, Duration::from_secs(20)).await;
+        probe.never_failed(&case.leasehold.log());
+        let asked = case.proxy.count().max(case.proxy.connections() - connections);
+        assert!(asked <= 16, "{name}: {asked} requests in 20 s: {:?}", case.proxy.requests());
+        case.mounted(&volume, &objects).await;
+        assert_eq!(case.kubelet.driver.counts().masked, 0, "{name}: {:?}", case.kubelet.driver.masked());
+        assert_eq!(case.snapshot(&volume), before, "{name}");
+        case.proxy.heal();
+        match name {
+            "refused" => case.proxy.up(),
+            "hangs" => gate.add_permits(1),
+            _ => {}
+        }
+        case.until("the change is followed after the outage", SOON * 2, async || {
+            (case.files(&volume, ["note"]) == ["two"]).then_some(())
+        })
+        .await;
+        case.until("the lease is renewed", SOON * 2, async || (case.done("leases/renew") >= 1).then_some(()))
+            .await;
+        assert_eq!(case.credential(&volume), first, "{name}\n{}", case.leasehold.log());
+        assert_eq!((case.mints(), case.logins()), (0, 0), "{name}: {:?}", case.proxy.requests());
+        case.unmount(&volume);
+        case.nothing_left(SOON).await;
+    }))
+    .await;
+}
+
+/// gocardless, 25 October 2020: the server's certificate had expired, renewals failed, and everything stopped.
+#[tokio::test]
+async fn vault_cert_expired_then_fixed() {
+    let ground = Ground::get().await;
+    let admin = ground.bao.admin().clone();
+    let authority = Authority::new();
+    let folder = crate::support::temp_dir();
+    let path = folder.path().join("ca.pem").to_string_lossy().into_owned();
+    std::fs::write(&path, authority.pem()).unwrap();
+    let proxy = Proxy::start_with(ground.bao.url(), Some(authority.valid()));
+    let url = format!("https://127.0.0.1:{}", proxy.port());
+    let mut launch = Launch::new(&url);
+    launch.flags = ["--vault-tls-ca-cert", &path, "--allow-tls-dir", &folder.path().to_string_lossy()]
+        .map(str::to_owned)
+        .into();
+    let mut case =
+        Setup::new("expired").database("30s", "1h").start_behind(ground, admin, proxy, launch).await;
+    case.put("note", "one").await;
+    let volume = case.volume();
+    let objects = case.database() + &case.kv("note");
+    case.mounted(&volume, &objects).await;
+    let (before, first) = (case.snapshot(&volume), case.credential(&volume));
+    case.proxy.forget();
+    case.proxy.present(authority.expired());
+    let certificate = reqwest::Certificate::from_pem(authority.pem().as_bytes()).unwrap();
+    let client = reqwest::Client::builder().no_proxy().tls_certs_only([certificate]).build().unwrap();
+    let refused = client.get(&url).send().await.unwrap_err();
+    assert!(format!("{refused:?}").contains("Expired"), "{refused:?}");
+    // The lease comes due at six tenths of thirty seconds.
+    case.probe(&volume, Duration::from_secs(22)).await.never_failed(&case.leasehold.log());
+    let log = case.leasehold.log();
+    assert!(log.contains("the server's certificate has expired"), "{log}");
+    assert_eq!(case.proxy.requests(), [""; 0], "nothing is sent to a server that cannot be trusted");
+    case.mounted(&volume, &objects).await;
+    assert_eq!(case.snapshot(&volume), before);
+    // Whoever went on without a renewal would lose the user eight seconds from here.
+    case.proxy.present(authority.valid());
+    case.until("the lease is renewed", Duration::from_secs(7), async || {
+        (case.done("leases/renew") >= 1).then_some(())
+    })
+    .await;
+    case.probe(&volume, Duration::from_secs(10)).await.never_failed(&case.leasehold.log());
+    assert_eq!((case.credential(&volume), case.mints(), case.logins()), (first, 0, 0));
     case.unmount(&volume);
     case.nothing_left(SOON).await;
 }

@@ -247,3 +247,16 @@ async fn no_renew_before_due() {
     case.unmount(&volume);
     case.nothing_left(SOON).await;
 }
+
+/// What a node's reboot would leave alive for more than a day is told at the first login, once per role.
+#[tokio::test]
+async fn ttl_beyond_a_day_is_a_warning() {
+    let case = Setup::new("longttl").login(json!({"token_ttl": "30h", "token_max_ttl": "48h"})).start().await;
+    case.put("note", "n").await;
+    let volume = case.volume();
+    case.mounted(&volume, &case.kv("note")).await;
+    let log = case.leasehold.log();
+    let told = log.lines().find(|line| line.contains("token_ttl and token_max_ttl"));
+    assert!(told.is_some_and(|line| line.contains("WARN") && line.contains("108000s")), "{log}");
+    case.unmount(&volume);
+}

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that cannot do its work fails the test it works for")]
 
 pub mod atomic_writer;
+pub mod authority;
 pub mod bao;
 pub mod cluster;
 pub mod driver;
