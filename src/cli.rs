@@ -89,6 +89,9 @@ pub struct ProviderArgs {
         value_name = "BOOL"
     )]
     pub no_authority_shim: bool,
+    /// Measures by which the process confines itself.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
     /// The most talkative lines to log.
     #[arg(long, env = "LEASEHOLD_LOG_LEVEL", ignore_case = true, value_name = "LEVEL")]
     pub log_level: Option<LogLevel>,
@@ -124,6 +127,31 @@ pub struct ProviderArgs {
     /// What it judges by, and what parameters fall back to.
     #[command(flatten)]
     pub tenancy: TenancyArgs,
+}
+
+/// Takes away one of the walls of a serving process, to find out whether a fault is the wall's.
+#[derive(Args, Clone, Copy, Debug)]
+#[group(skip)]
+pub struct SandboxArgs {
+    /// Do not restrict files and ports by Landlock.
+    #[arg(
+        long, env = "LEASEHOLD_NO_LANDLOCK", num_args = 0..=1, require_equals = true, default_value = "false",
+        default_missing_value = "true", value_parser = config::parse_bool, value_name = "BOOL"
+    )]
+    pub no_landlock: bool,
+    /// Do not restrict system calls.
+    #[arg(
+        long, env = "LEASEHOLD_NO_SECCOMP", num_args = 0..=1, require_equals = true, default_value = "false",
+        default_missing_value = "true", value_parser = config::parse_bool, value_name = "BOOL"
+    )]
+    pub no_seccomp: bool,
+    /// Leave core dumps on. They hold tokens and values.
+    #[arg(
+        long, env = "LEASEHOLD_ALLOW_CORE_DUMPS", num_args = 0..=1, require_equals = true,
+        default_value = "false", default_missing_value = "true", value_parser = config::parse_bool,
+        value_name = "BOOL"
+    )]
+    pub allow_core_dumps: bool,
 }
 
 /// The rules for SecretProviderClasses, and what their parameters fall back to: of `provider`, and of the
@@ -462,6 +490,6 @@ mod tests {
             assert_eq!(argument.get_env().unwrap().to_str().unwrap(), variable);
             seen += 1;
         }
-        assert_eq!(seen, 15 + 2 * 9, "a flag was added: say so here");
+        assert_eq!(seen, 18 + 2 * 9, "a flag was added: say so here");
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use tracing::Level;
 
 use crate::{
-    cli::{LogLevel, ProviderArgs, ServerFlags, TenancyArgs},
+    cli::{LogLevel, ProviderArgs, SandboxArgs, ServerFlags, TenancyArgs},
     policy::{Baseline, Policy, PolicyError},
     provider::Endpoint,
     spec::{ProviderName, TlsSpec, parameters::Defaults},
@@ -127,6 +127,23 @@ pub struct Tenancy {
     pub defaults: BTreeMap<ProviderName, Defaults>,
 }
 
+/// The switches of [`crate::sandbox`].
+#[derive(Clone, Copy, Debug)]
+pub struct Sandbox {
+    /// Files and ports.
+    pub landlock: bool,
+    /// System calls.
+    pub seccomp: bool,
+    /// Leave core dumps on.
+    pub core_dumps: bool,
+}
+
+impl From<SandboxArgs> for Sandbox {
+    fn from(flags: SandboxArgs) -> Self {
+        Self { landlock: !flags.no_landlock, seccomp: !flags.no_seccomp, core_dumps: flags.allow_core_dumps }
+    }
+}
+
 /// What `leasehold provider` runs with.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -148,6 +165,8 @@ pub struct Config {
     pub health_addr: String,
     /// Whether drivers before 1.6.0 are let in.
     pub authority_shim: bool,
+    /// How the process confines itself; what it has to reach is added where it starts.
+    pub sandbox: Sandbox,
     /// What is logged.
     pub log: LogConfig,
     /// What to tell the operator once logging works.
@@ -181,6 +200,7 @@ impl Config {
             defaults,
             health_addr,
             authority_shim: !flags.no_authority_shim,
+            sandbox: flags.sandbox.into(),
             log: LogConfig { level: level(flags.log_level, flags.debug), format: flags.log_format },
             warnings,
         })
@@ -200,7 +220,11 @@ impl Config {
         line("kubelet-root", &self.kubelet_root.display().to_string());
         line("policy", &self.policy_file.as_ref().map_or("-".into(), |path| path.display().to_string()));
         line("health-addr", &self.health_addr);
-        line("authority-shim", if self.authority_shim { "on" } else { "off" });
+        let mut switch = |key, on| line(key, if on { "on" } else { "off" });
+        switch("authority-shim", self.authority_shim);
+        switch("landlock", self.sandbox.landlock);
+        switch("seccomp", self.sandbox.seccomp);
+        switch("core-dumps", self.sandbox.core_dumps);
         line("log-level", &self.log.level.map_or("off".into(), |level| level.to_string().to_lowercase()));
         line("log-format", &format!("{:?}", self.log.format).to_lowercase());
         self.baseline.addresses.iter().for_each(|address| line("allowed address", address));

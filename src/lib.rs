@@ -20,6 +20,7 @@ pub mod policy;
 pub mod projection;
 pub mod provider;
 pub mod render;
+pub mod sandbox;
 pub mod secret;
 pub mod spec;
 pub mod telemetry;

@@ -181,6 +181,13 @@ impl Policy {
         Ok(Self { baseline, rules: Some(file::read(text)?) })
     }
 
+    /// Every folder that some pod may name TLS files in.
+    pub fn tls_dirs(&self) -> impl Iterator<Item = &std::path::Path> {
+        let rules = self.rules.iter().flatten();
+        let named = rules.flat_map(|rule| rule.limits.tls_dirs.iter().flatten());
+        self.baseline.tls_dirs.iter().chain(named).map(std::path::PathBuf::as_path)
+    }
+
     /// Takes from `spec` the paths that a KV version 2 mount may have us ask for instead of those written, as
     /// far as `pod` may not have them: then nobody asks.
     pub fn narrow(&self, provider: ProviderName, pod: &PodIdentity, spec: &mut VolumeSpec) {

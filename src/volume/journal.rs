@@ -157,11 +157,12 @@ struct SessionRecord {
 }
 
 impl Journal {
-    /// Opens the folder, waiting for its lock: while another agent holds it, that one acts.
+    /// Makes the folder, for its owner only. Apart from [`Self::open`], because a confined process makes
+    /// nothing beside its folder.
     ///
     /// # Errors
-    /// When the folder cannot be made, locked or read.
-    pub fn open(folder: &Path) -> Result<Self, JournalError> {
+    /// When it cannot be made.
+    pub fn create_folder(folder: &Path) -> Result<(), JournalError> {
         let failed = |doing| {
             let path = folder.to_owned();
             move |source: io::Error| JournalError::Folder { path, doing, source }
@@ -176,6 +177,19 @@ impl Journal {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o700))
                 .map_err(failed("give it mode 0700"))?;
         }
+        Ok(())
+    }
+
+    /// Opens the folder, waiting for its lock: while another agent holds it, that one acts.
+    ///
+    /// # Errors
+    /// When the folder cannot be made, locked or read.
+    pub fn open(folder: &Path) -> Result<Self, JournalError> {
+        Self::create_folder(folder)?;
+        let failed = |doing| {
+            let path = folder.to_owned();
+            move |source: io::Error| JournalError::Folder { path, doing, source }
+        };
         let lock = fs::OpenOptions::new()
             .create(true)
             .truncate(false)

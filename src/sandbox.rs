@@ -1,0 +1,129 @@
+//! What the process gives up at its start: core dumps, files and ports that are none of its business, and
+//! the system calls that only a program that was taken over would make.
+//!
+//! Each measure is tried, and one that the kernel does not have is told of in the log and in /readyz rather
+//! than being a reason not to serve: it is a second wall behind the container's own.
+
+use std::{fs, path::PathBuf};
+
+use nix::sys::{
+    prctl,
+    resource::{Resource, setrlimit},
+};
+use tracing::{info, warn};
+
+mod landlock;
+pub mod seccomp;
+
+/// What to confine, and what has to stay in reach.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Leave core dumps on: they hold tokens and values.
+    pub core_dumps: bool,
+    /// Restrict files and ports by Landlock.
+    pub landlock: bool,
+    /// Restrict system calls.
+    pub seccomp: bool,
+    /// Files and folders that stay in reach, beside what every name look-up needs.
+    pub grants: Vec<Grant>,
+    /// TCP ports that may still be bound; 0 is one of the kernel's choice.
+    pub listens: Vec<u16>,
+}
+
+/// A file, or a folder with all beneath it, also what is mounted there later. What is missing is left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Where.
+    pub path: PathBuf,
+    /// What for.
+    pub rights: Rights,
+}
+
+/// What a grant allows. Nothing allows to execute a file, or to make or control a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rights {
+    /// Read files and list folders.
+    Read,
+    /// Read; make, change and remove regular files, folders and links.
+    Write,
+    /// Make, rename and remove sockets and the folders they are bound in.
+    Sockets,
+}
+
+/// A confined process. What it holds keeps the rules for /proc alive: keep it as long as the process.
+#[derive(Debug)]
+pub struct Confinement {
+    measures: [(&'static str, Outcome); 3],
+    _pins: Vec<::landlock::PathFd>,
+}
+
+/// What became of a measure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// In force, and how far.
+    On(String),
+    /// The operator does without it.
+    Off(&'static str),
+    /// It could not be had.
+    Missing(String),
+}
+
+/// Confines the process, as far as the kernel can, and logs how far.
+///
+/// Must be called while the process has one thread: Landlock holds for the calling thread and those that it
+/// starts. Cannot be undone; what is to be opened once should be open by now.
+pub fn confine(settings: &Settings) -> Confinement {
+    let core_dumps =
+        if settings.core_dumps { Outcome::Off("--allow-core-dumps") } else { forbid_core_dumps() };
+    let (landlock, pins) = match settings.landlock {
+        false => (Outcome::Off("--no-landlock"), Vec::new()),
+        true if threads() > 1 => (Outcome::Missing("other threads run already".to_owned()), Vec::new()),
+        true => landlock::restrict(settings),
+    };
+    // Last: it takes away the calls that the others are made of.
+    let seccomp = if settings.seccomp { seccomp::install() } else { Outcome::Off("--no-seccomp") };
+    let confinement = Confinement {
+        measures: [("no core dumps", core_dumps), ("landlock", landlock), ("seccomp", seccomp)],
+        _pins: pins,
+    };
+    confinement.log();
+    confinement
+}
+
+impl Confinement {
+    /// What is not in force and why, one line; `None` when everything is.
+    pub fn shortfall(&self) -> Option<String> {
+        let short: Vec<_> = self
+            .measures
+            .iter()
+            .filter_map(|(measure, outcome)| match outcome {
+                Outcome::On(_) => None,
+                Outcome::Off(flag) => Some(format!("{measure}: off by {flag}")),
+                Outcome::Missing(reason) => Some(format!("{measure}: not in force: {reason}")),
+            })
+            .collect();
+        (!short.is_empty()).then(|| short.join("; "))
+    }
+
+    fn log(&self) {
+        for (measure, outcome) in &self.measures {
+            match outcome {
+                Outcome::On(detail) => info!(measure, detail, "confined"),
+                Outcome::Off(flag) => warn!(measure, flag, "not confined: switched off"),
+                Outcome::Missing(reason) => warn!(measure, reason, "not confined"),
+            }
+        }
+    }
+}
+
+/// Not dumpable: no core file, no core to a pipe (which no limit stops), and no ptrace by others of its user.
+fn forbid_core_dumps() -> Outcome {
+    match prctl::set_dumpable(false).and_then(|()| setrlimit(Resource::RLIMIT_CORE, 0, 0)) {
+        Ok(()) => Outcome::On("not dumpable, core limit 0".to_owned()),
+        Err(errno) => Outcome::Missing(errno.to_string()),
+    }
+}
+
+fn threads() -> usize {
+    fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
+}
