@@ -13,6 +13,7 @@ pub mod clock;
 pub mod command;
 pub mod config;
 pub mod control;
+pub mod convert;
 pub mod format;
 pub mod lifecycle;
 pub mod metrics;

@@ -110,14 +110,16 @@ pub fn render(
     let inputs = Inputs::read(spec, secrets)?;
     let mut files = Files::new(key, spec.default_mode);
     for object in &spec.objects {
-        let Some(path) = object.file() else { continue };
-        match contents(object, path, spec, &inputs, secrets, now) {
+        if object.is_input() {
+            continue;
+        }
+        match contents(object, spec, &inputs, secrets, now) {
             Ok(contents) => files.add(object, contents)?,
             Err(error) if error.is_absence() => match &object.absence {
                 Absence::Fails => return Err(error),
                 Absence::Skips => files.skip(object),
                 Absence::Defaults(text) => {
-                    files.add(object, Contents::File(path, Content::whole(text.clone().into_bytes())))?;
+                    files.add(object, Contents::File(Content::whole(text.clone().into_bytes())))?;
                 }
             },
             Err(error) => return Err(error),
@@ -126,33 +128,32 @@ pub fn render(
     files.finish()
 }
 
-enum Contents<'a> {
-    File(&'a ObjectPath, Content),
+enum Contents {
+    File(Content),
     Folder(Vec<(ObjectPath, Vec<u8>)>),
 }
 
-fn contents<'a>(
+fn contents(
     object: &Object,
-    path: &'a ObjectPath,
     spec: &VolumeSpec,
     inputs: &Inputs<'_>,
     secrets: &BTreeMap<DependencyId, Secret>,
     now: SystemTime,
-) -> Result<Contents<'a>, RenderError> {
+) -> Result<Contents, RenderError> {
     let (request, part) = match &object.source {
         Source::Template(source) => {
             let file = inputs::template(object, source, spec, inputs, secrets, now)?;
-            return Ok(Contents::File(path, Content::whole(file.expose().to_vec())));
+            return Ok(Contents::File(Content::whole(file.expose().to_vec())));
         }
         Source::Secret { request, part } => (request, part),
     };
     let body = value::answer(object, request, secrets)?;
     if let Part::Extract(extract) = part {
         let data = value::data(object, request, body, "extract")?.as_object();
-        let files = data.map(|data| extract::files(object, path, extract, data)).transpose()?;
+        let files = data.map(|data| extract::files(object, object.file(), extract, data)).transpose()?;
         return Ok(Contents::Folder(files.unwrap_or_default()));
     }
-    Ok(Contents::File(path, value::content(object, request, part, body, inputs)?))
+    Ok(Contents::File(value::content(object, request, part, body, inputs)?))
 }
 
 /// Key and certificate of one answer belong together, or nothing is written: half of a rotation would take
@@ -206,12 +207,13 @@ impl<'a> Files<'a> {
         }
     }
 
-    fn add(&mut self, object: &'a Object, contents: Contents<'_>) -> Result<(), RenderError> {
+    fn add(&mut self, object: &'a Object, contents: Contents) -> Result<(), RenderError> {
         let name = object.name();
         let version = match contents {
-            Contents::File(path, content) => {
+            Contents::File(content) => {
+                let path = object.file().expect("only what extracts writes into the volume itself").clone();
                 let version = self.key.version(name, content.data());
-                self.file(object, path.clone(), content.into_file())?;
+                self.file(object, path, content.into_file())?;
                 version
             }
             Contents::Folder(files) => {

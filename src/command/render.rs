@@ -327,7 +327,7 @@ impl<'a> DryRun<'a> {
         let header = ["FILE", "MODE", "BYTES", "VERSION", "FROM"].map(str::to_owned);
         let mut rows = vec![header.to_vec()];
         let mut missing = Vec::new();
-        for object in self.spec.objects.iter().filter(|object| object.file().is_some()) {
+        for object in self.spec.objects.iter().filter(|object| !object.is_input()) {
             if let Some(why) = needs(&self.spec, object).find_map(|it| left_out.get(&it.id())) {
                 missing.push(format!("missing  {}: {why}\n", object.name()));
                 continue;
@@ -392,7 +392,7 @@ impl<'a> DryRun<'a> {
 
 /// Objects that are missing because their request was not made or not answered.
 fn left_out_objects(spec: &VolumeSpec, left_out: &BTreeMap<DependencyId, &str>) -> usize {
-    let files = spec.objects.iter().filter(|object| object.file().is_some());
+    let files = spec.objects.iter().filter(|object| !object.is_input());
     files.filter(|object| needs(spec, object).any(|it| left_out.contains_key(&it.id()))).count()
 }
 
@@ -402,7 +402,7 @@ fn inputs_of<'a>(spec: &'a VolumeSpec, object: &'a Object) -> impl Iterator<Item
         Source::Template(_) => true,
         Source::Secret { part, .. } => matches!(part, Part::Keystore { .. }),
     };
-    spec.objects.iter().filter(move |it| uses && it.file().is_none())
+    spec.objects.iter().filter(move |it| uses && it.is_input())
 }
 
 /// The requests without which an object cannot be rendered.

@@ -11,10 +11,10 @@ use crate::spec::{
     object::{Extract, source::compile},
 };
 
-/// The files below the object's name, in the order of the keys.
+/// The files below the object's name, or beside all others, in the order of the keys.
 pub(super) fn files(
     object: &Object,
-    folder: &ObjectPath,
+    folder: Option<&ObjectPath>,
     extract: &Extract,
     data: &Map<String, Value>,
 ) -> Result<Vec<(ObjectPath, Vec<u8>)>, RenderError> {
@@ -37,7 +37,7 @@ pub(super) fn files(
         for (from, to) in &renames {
             name = from.replace_all(&name, *to).into_owned();
         }
-        let name = format!("{folder}/{name}");
+        let name = folder.map_or_else(|| name.clone(), |folder| format!("{folder}/{name}"));
         let path = ObjectPath::parse(&name).map_err(|reason| RenderError::ExtractedName {
             object: object.name().to_owned(),
             key: key.clone(),

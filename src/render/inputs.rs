@@ -36,7 +36,7 @@ impl<'a> Inputs<'a> {
     ) -> Result<Self, RenderError> {
         let mut inputs = Self { named: BTreeMap::new(), keys: Vec::new() };
         for object in &spec.objects {
-            if object.file().is_some() {
+            if !object.is_input() {
                 continue;
             }
             let found = match (value::found(object, secrets), &object.absence) {
@@ -117,7 +117,7 @@ pub(super) fn template(
         answers.iter().find(|(known, _)| known.is(call)).map(|(_, answer)| answer.expose())
     };
     let context = inputs.context(spec, now);
-    let template = Template::parse(&source.text, None);
+    let template = Template::parse(&source.text, source.delimiters());
     template.and_then(|template| template.render(&context, &answer, &Limits::default())).map_err(|error| {
         let hint = match &error {
             TemplateError::MissingKey { .. } => inputs.describe(),

@@ -103,6 +103,8 @@ impl fmt::Display for Encoding {
 pub enum Output {
     /// Into the volume: a file, or the folder of [`Part::Extract`].
     File(ObjectPath),
+    /// Into the volume, every key of [`Part::Extract`] beside the other files (`objectName: .`).
+    Volume,
     /// Into the templates of the same list, under this name; no file (`as`).
     Input(String),
     /// Into the templates, every key of the data under its own name (`as: .`).
@@ -192,6 +194,9 @@ pub struct TemplateSource {
     pub text: String,
     /// Line of its first line within `objects`, when its lines are lines there.
     pub line: Option<u64>,
+    /// What begins and ends its actions, where that is not `{{` and `}}`.
+    #[serde(default)]
+    pub delimiters: Option<(String, String)>,
     /// Its `secret` calls, each once.
     pub calls: Vec<TemplateCall>,
 }
@@ -205,6 +210,13 @@ pub struct TemplateCall {
     pub args: BTreeMap<String, String>,
     /// The request.
     pub request: SecretRequest,
+}
+
+impl TemplateSource {
+    /// Its delimiters as the engine takes them.
+    pub(crate) fn delimiters(&self) -> Option<(&str, &str)> {
+        self.delimiters.as_ref().map(|(left, right)| (left.as_str(), right.as_str()))
+    }
 }
 
 impl TemplateCall {
@@ -270,16 +282,21 @@ impl Object {
         match &self.output {
             Output::File(path) => path.as_str(),
             Output::Input(name) => name,
-            Output::Inputs => ".",
+            Output::Inputs | Output::Volume => ".",
         }
     }
 
-    /// The file it writes, or the folder it writes files into.
+    /// The file it writes, or the folder it writes files into, unless that is the volume itself.
     pub const fn file(&self) -> Option<&ObjectPath> {
         match &self.output {
             Output::File(path) => Some(path),
-            Output::Input(_) | Output::Inputs => None,
+            Output::Volume | Output::Input(_) | Output::Inputs => None,
         }
+    }
+
+    /// Whether it is there for templates alone, and writes nothing.
+    pub const fn is_input(&self) -> bool {
+        matches!(self.output, Output::Input(_) | Output::Inputs)
     }
 
     /// Every request its content needs.

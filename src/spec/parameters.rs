@@ -432,7 +432,7 @@ fn object_error(entry: &Entry, field: &'static str, reason: String) -> SpecError
 /// Files and folders: no two of one name, and no file where another needs a folder.
 fn check_names(entries: &[Entry], findings: &mut Findings) {
     let mut seen = BTreeSet::new();
-    let files = || entries.iter().filter(|entry| entry.object.file().is_some());
+    let files = || entries.iter().filter(|entry| !entry.object.is_input());
     let repeated: Vec<&Entry> = files().filter(|entry| !seen.insert(entry.object.name())).collect();
     if let Some(first) = repeated.first() {
         let names = repeated.iter().map(|entry| entry.object.name().to_owned()).collect();

@@ -197,9 +197,9 @@ fn what_cannot_work_is_refused_before_anything_is_read() {
             "object \"pod\" (line 1): as: the name",
         ),
         (
-            "- {as: a-b, secretPath: a/b}\n- {objectName: f, secretPath: a/b}",
+            "- {as: a b, secretPath: a/b}\n- {objectName: f, secretPath: a/b}",
             1,
-            "object \"a-b\" (line 1): as: is not",
+            "object \"a b\" (line 1): as: is not",
         ),
         (
             "- {objectName: f, secretPath: a/b, secretKey: k, format: json}",

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Fields of an object, as manifests spell them.
-pub(in crate::spec) const KNOWN: [&str; 21] = [
+pub(in crate::spec) const KNOWN: [&str; 23] = [
     "objectName",
     "as",
     "secretPath",
@@ -25,6 +25,8 @@ pub(in crate::spec) const KNOWN: [&str; 21] = [
     "passwordFrom",
     "extract",
     "template",
+    "leftDelimiter",
+    "rightDelimiter",
     "optional",
     "default",
     "method",
@@ -118,6 +120,10 @@ impl<'a> Reader<'a> {
     fn output(&mut self) -> Option<Output> {
         let Some((name, line)) = self.text("as") else {
             let (text, line) = self.required("objectName")?;
+            let extracts = self.node.get("extract").is_some_and(|node| !matches!(node.kind, Kind::Null));
+            if text == "." && extracts {
+                return Some(Output::Volume);
+            }
             return self.check("objectName", line, ObjectPath::parse(text)).map(Output::File);
         };
         if self.text("objectName").is_some() {
@@ -128,22 +134,21 @@ impl<'a> Reader<'a> {
                 self.warn(value.line, || format!("{field} is ignored: an entry with \"as\" writes no file"));
             }
         }
+        // With a dot, a dash or a digit in front it is read with `index . "name"`.
         let mut letters = name.bytes();
-        let first = letters.next().is_some_and(|letter| letter.is_ascii_alphabetic() || letter == b'_');
+        let known = |letter: u8| letter.is_ascii_alphanumeric() || matches!(letter, b'_' | b'-' | b'.');
         match name {
             "." => Some(Output::Inputs),
             "pod" => {
                 self.fail("as", line, "the name pod is the pod's own");
                 None
             }
-            _ if first && letters.all(|letter| letter.is_ascii_alphanumeric() || letter == b'_') => {
-                Some(Output::Input(name.to_owned()))
-            }
+            _ if letters.all(known) => Some(Output::Input(name.to_owned())),
             _ => {
                 self.fail(
                     "as",
                     line,
-                    "is not a name that templates can write: letters, digits and _, or \".\" for every key",
+                    "is not a name for templates: letters, digits, _, - and ., or \".\" alone for every key",
                 );
                 None
             }

@@ -49,6 +49,11 @@ impl Reader<'_> {
             }
             return self.template(text).map(Source::Template);
         }
+        for field in ["leftDelimiter", "rightDelimiter"] {
+            if let Some((_, line)) = self.text(field) {
+                self.warn(line, || format!("{field} is ignored without template"));
+            }
+        }
         let method = self.method();
         let args = self.args(method);
         let path = self.required("secretPath").and_then(|(text, line)| {
@@ -227,7 +232,15 @@ impl Reader<'_> {
         let node = self.node.get("template").expect("its text was read from it");
         // Lines of a folded or quoted text are not those of the document.
         let first = matches!(node.kind, Kind::Block(_)).then_some(node.line);
-        let found = Template::parse(text, None).and_then(|template| template.secret_calls(self.pod));
+        let (left, right) = (self.text("leftDelimiter"), self.text("rightDelimiter"));
+        let delimiters = (left.is_some() || right.is_some()).then(|| {
+            let or =
+                |given: Option<(&str, u64)>, usual: &str| given.map_or(usual, |(text, _)| text).to_owned();
+            (or(left, "{{"), or(right, "}}"))
+        });
+        let mut source = TemplateSource { text: text.to_owned(), line: first, delimiters, calls: Vec::new() };
+        let found =
+            Template::parse(text, source.delimiters()).and_then(|template| template.secret_calls(self.pod));
         let found = match found {
             Ok(found) => found,
             Err(error) => {
@@ -236,10 +249,9 @@ impl Reader<'_> {
                 return None;
             }
         };
-        let mut calls = Vec::with_capacity(found.len());
         for (call, position) in found {
             match request_of(&call) {
-                Ok(request) => calls.push(TemplateCall { path: call.path, args: call.args, request }),
+                Ok(request) => source.calls.push(TemplateCall { path: call.path, args: call.args, request }),
                 Err(reason) => {
                     let line = line_of(first, position.line).unwrap_or(node.line);
                     let path = values::quote(&call.path);
@@ -247,7 +259,7 @@ impl Reader<'_> {
                 }
             }
         }
-        Some(TemplateSource { text: text.to_owned(), line: first, calls })
+        Some(source)
     }
 
     /// What an absent secret or key means.
