@@ -6,8 +6,14 @@
 
 use std::fmt;
 
+mod agent_file;
+mod emit;
+mod hcl;
 pub mod injector;
+mod notes;
 pub mod vault_agent;
+
+pub use notes::Field;
 
 /// How much a note matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -35,7 +35,7 @@ impl fmt::Display for Quoted<'_> {
 }
 
 /// Go's `strconv.ParseBool`, which the incumbents read flags with.
-pub(super) fn boolean(text: &str) -> Result<bool, String> {
+pub(crate) fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
@@ -44,7 +44,7 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
 }
 
 /// Go's `time.ParseDuration` without signs: `30s`, `5m`, `1h30m`, `1.5h`, and a bare `0`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let refusal =
         || format!("{} is not a duration, write one like \"30s\", \"5m\" or \"1h30m\"", quote(text));
     if text == "0" {
@@ -83,7 +83,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 
 /// A file's mode in Go's integer notation; quoted or not. `None` for 0, which upstream takes as absent.
 /// The second part is a warning about a mode that is probably not what was meant.
-pub(super) fn mode(text: &str) -> Result<(Option<FileMode>, Option<String>), String> {
+pub(crate) fn mode(text: &str) -> Result<(Option<FileMode>, Option<String>), String> {
     let value = yaml::integer(text).ok_or_else(|| {
         format!("{} is not a mode, write octal with a leading zero, like 0644", quote(text))
     })?;
@@ -126,7 +126,7 @@ pub(super) fn owner(text: &str) -> Result<FileOwner, String> {
 }
 
 /// A URL query, decoded; repeated keys keep all their values in order.
-pub(super) fn query(text: &str) -> Result<BTreeMap<String, Vec<String>>, String> {
+pub(crate) fn query(text: &str) -> Result<BTreeMap<String, Vec<String>>, String> {
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for pair in text.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
