@@ -16,12 +16,12 @@ use crate::{
     metrics::Metrics,
     projection::mounts::MountTable,
     provider::{Edge, Mounter, Node},
-    sandbox::{self, Confinement},
-    telemetry,
+    sandbox, telemetry,
     volume::{Journal, JournalError, Settings, Targets, VolumeManager},
 };
 
 mod reach;
+mod swap;
 
 /// A command line or a configuration that makes no sense: EX_USAGE of sysexits.h.
 pub const BAD_CONFIG: u8 = 64;
@@ -55,16 +55,24 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             }
             telemetry::init(config.log);
             info!(version = env!("CARGO_PKG_VERSION"), "leasehold starts");
+            let reporting = Reporting::default();
+            if let Some(reason) = swap::exposure() {
+                warn!("{reason}");
+                reporting.readiness.degrade("swap", reason);
+            }
             Journal::create_folder(&config.state_dir)?;
             // Before there is a second thread, and any input of somebody else's.
             let confinement = sandbox::confine(&reach::settings(&config));
+            if let Some(shortfall) = confinement.shortfall() {
+                reporting.readiness.degrade("sandbox", shortfall);
+            }
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 // Requests wait for the network; one thread more than the worker's is plenty.
                 .worker_threads(2)
                 .enable_all()
                 .build()
                 .context("cannot start the runtime")?;
-            let ended = runtime.block_on(provider(config, &confinement));
+            let ended = runtime.block_on(provider(config, reporting));
             // A thread may wait for the state folder's lock without end, and is not waited for.
             runtime.shutdown_timeout(LINGER);
             ended
@@ -81,16 +89,12 @@ pub struct Reporting {
     pub readiness: Arc<Readiness>,
 }
 
-async fn provider(config: Config, confinement: &Confinement) -> anyhow::Result<ExitCode> {
+async fn provider(config: Config, reporting: Reporting) -> anyhow::Result<ExitCode> {
     config.warnings.iter().for_each(|warning| warn!("{warning}"));
     let mut signals = Signals::new().context("cannot listen for signals")?;
 
-    let reporting = Reporting::default();
     reporting.readiness.block("sockets", "not bound yet");
     reporting.readiness.block("volumes", "starting");
-    if let Some(shortfall) = confinement.shortfall() {
-        reporting.readiness.degrade("sandbox", shortfall);
-    }
     // First of all listeners: it tells why the others are not there yet.
     let health = admin::bind(&config.health_addr)
         .await

@@ -2,26 +2,14 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER};
 use serde_json::json;
 
 use crate::support::{
+    canary::shapes,
     kubelet::Options,
     proxy::Fault,
     stage::{Stage, class},
 };
-
-/// Every shape in which the bytes could be written down.
-fn shapes(secret: &str) -> Vec<String> {
-    let bytes = secret.as_bytes();
-    let mut shapes = vec![secret.to_owned(), HEXLOWER.encode(bytes), format!("{bytes:?}")];
-    // Base64 of text around it differs at the edges only.
-    for skip in 0..3 {
-        let middle = &bytes[skip..bytes.len() - (bytes.len() - skip) % 3];
-        shapes.extend([BASE64.encode(middle), BASE64URL_NOPAD.encode(middle)]);
-    }
-    shapes
-}
 
 #[tokio::test]
 async fn canary_all_sinks_trace() {

@@ -124,6 +124,11 @@ impl Leasehold {
         self.process.signal(Signal::SIGTERM);
     }
 
+    /// SIGABRT, as an abort in a library does it, without waiting.
+    pub fn abort(&self) {
+        self.process.signal(Signal::SIGABRT);
+    }
+
     /// Waits for the end of the process.
     pub async fn ended(&mut self, bound: Duration) -> ExitStatus {
         self.process.wait(bound).await
@@ -167,7 +172,8 @@ impl Leasehold {
 
 fn spawn(node: &Node, launch: &Launch, health_port: u16) -> Process {
     node.spawn("leasehold", launch.propagation, &binary(), |command| {
-        command.arg("provider").env_clear().env("PATH", "/usr/bin:/bin");
+        // Where a core file would be.
+        command.arg("provider").env_clear().env("PATH", "/usr/bin:/bin").current_dir(node.root());
         for name in &launch.names {
             command.arg("--endpoint").arg(node.providers_dir().join(format!("{name}.sock")));
         }

@@ -10,6 +10,7 @@
 pub mod atomic_writer;
 pub mod authority;
 pub mod bao;
+pub mod canary;
 pub mod cluster;
 pub mod driver;
 pub mod http;

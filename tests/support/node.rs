@@ -38,8 +38,12 @@ pub struct Node {
 impl Node {
     /// Makes the namespace: `kubelet/` shared as on a real host, `run/` a tmpfs.
     pub fn new() -> Self {
+        Self::on(temp_dir())
+    }
+
+    /// The same in a folder of its own.
+    pub fn on(dir: TempDir) -> Self {
         require_root();
-        let dir = temp_dir();
         for folder in ["kubelet/pods", "providers", "run"] {
             fs::create_dir_all(dir.path().join(folder)).expect("a folder of the node");
         }

@@ -52,7 +52,12 @@ impl Stage {
 
     /// A stage with other settings of the driver, and of leasehold.
     pub async fn start_with(options: Options, launch: impl FnOnce(&mut Launch)) -> Self {
-        let node = Arc::new(Node::new());
+        Self::start_on(Node::new(), options, launch).await
+    }
+
+    /// A stage on a node of the test's own.
+    pub async fn start_on(node: Node, options: Options, launch: impl FnOnce(&mut Launch)) -> Self {
+        let node = Arc::new(node);
         let cluster = Arc::new(Cluster::start());
         let bao = Bao::start(Shape::Dev).await;
         configure(&bao, &cluster).await;
