@@ -15,7 +15,7 @@ use leasehold::{
         vault::{Limits, VaultBackend},
     },
     secret::SecretString,
-    spec::{ApiPath, Connection, LoginSpec, SecretRequest, TlsSpec, object::Method},
+    spec::{ApiPath, Connection, LoginSpec, SecretRequest, TlsSpec},
 };
 use serde_json::json;
 use support::{
@@ -43,14 +43,7 @@ struct Bare {
 
 impl Bare {
     fn new(address: &str) -> Self {
-        let request = |path: &str| SecretRequest {
-            method: Method::Get,
-            path: ApiPath::parse(path).unwrap(),
-            query: std::collections::BTreeMap::new(),
-            args: None,
-            optional: false,
-            versioned: None,
-        };
+        let request = |path: &str| SecretRequest::read(ApiPath::parse(path).unwrap());
         Self {
             backend: VaultBackend::new(Limits::default()),
             connection: Arc::new(Connection {

@@ -11,6 +11,7 @@ use crate::{
     spec::{Connection, LoginSpec, SecretRequest},
 };
 
+mod generator;
 pub mod vault;
 
 /// A session token of the store.

@@ -21,17 +21,19 @@
 //!     audiences: [vault]                # default: the provider's, and the operator's list
 //!     tlsDirs: [/etc/leasehold/tls]     # default: the operator's list
 //!     skipTLSVerify: deny               # default: deny
+//! generators:                           # what objects may name in `generate`
+//!   database-password: {password: {length: 32, symbols: 0}}
 //! ```
 //!
 //! `*` stands for any part of one segment, `**` for one or more whole segments. A list that is left out
 //! narrows nothing: what the baseline allows. A pod may have what any one of the rules that name it allows.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use crate::spec::{
     Object, PodIdentity, ProviderName, SecretRequest, VolumeSpec,
-    object::{Output, Part, Source},
-    values::quote,
+    object::{Generator, Output, Part, Source},
+    values::{nearest, quote},
 };
 
 pub use address::address_key;
@@ -86,6 +88,29 @@ pub enum Refusal {
         /// What the rule allows.
         reason: String,
     },
+    /// An object names a generator that the node does not have.
+    #[error(
+        "object {} generates its value by {}, which is no generator of the node's policy file{}",
+        quote(object),
+        quote(generator),
+        Hint(near)
+    )]
+    NoGenerator {
+        /// `objectName`.
+        object: String,
+        /// The generator.
+        generator: String,
+        /// A generator of nearly that name.
+        near: Option<String>,
+    },
+}
+
+struct Hint<'a>(&'a Option<String>);
+
+impl fmt::Display for Hint<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |near| write!(f, ", did you mean {near}?"))
+    }
 }
 
 /// Names a rule in a refusal.
@@ -148,6 +173,7 @@ pub struct Policy {
     baseline: Baseline,
     /// `None` without a file.
     rules: Option<Vec<Rule>>,
+    generators: BTreeMap<String, Generator>,
 }
 
 /// One rule of a file.
@@ -170,7 +196,7 @@ impl Rule {
 impl Policy {
     /// The rules without a policy file.
     pub fn baseline(baseline: Baseline) -> Self {
-        Self { baseline, rules: None }
+        Self { baseline, rules: None, generators: BTreeMap::new() }
     }
 
     /// The rules of a policy file over the baseline.
@@ -178,7 +204,8 @@ impl Policy {
     /// # Errors
     /// With the line of the mistake.
     pub fn from_yaml(text: &str, baseline: Baseline) -> Result<Self, PolicyError> {
-        Ok(Self { baseline, rules: Some(file::read(text)?) })
+        let (rules, generators) = file::read(text)?;
+        Ok(Self { baseline, rules: Some(rules), generators })
     }
 
     /// Every folder that some pod may name TLS files in.
@@ -188,9 +215,19 @@ impl Policy {
         self.baseline.tls_dirs.iter().chain(named).map(std::path::PathBuf::as_path)
     }
 
-    /// Takes from `spec` the paths that a KV version 2 mount may have us ask for instead of those written, as
-    /// far as `pod` may not have them: then nobody asks.
+    /// Makes of `spec` what is done for `pod`, after [`Self::check`]: puts the file's generators where they are
+    /// named, and takes out the paths that a KV version 2 mount may have us ask for instead of those written, as
+    /// far as the pod may not have them: then nobody asks.
     pub fn narrow(&self, provider: ProviderName, pod: &PodIdentity, spec: &mut VolumeSpec) {
+        for generator in
+            spec.objects.iter_mut().flat_map(Object::requests_mut).flat_map(|it| it.generate.values_mut())
+        {
+            if let Generator::Named(name) = generator
+                && let Some(own) = self.generators.get(name)
+            {
+                *generator = own.clone();
+            }
+        }
         if self.rules.is_none() {
             return;
         }
@@ -210,6 +247,28 @@ impl Policy {
     /// # Errors
     /// The first thing refused; of several rules that are for the pod, by the one that allowed most.
     pub fn check(&self, provider: ProviderName, pod: &PodIdentity, spec: &VolumeSpec) -> Result<(), Refusal> {
+        self.check_rules(provider, pod, spec)?;
+        // Last: nobody learns of the node's generators who may not write.
+        for object in &spec.objects {
+            for generator in object.requests().flat_map(|request| request.generate.values()) {
+                if let Generator::Named(name) = generator
+                    && !self.generators.contains_key(name)
+                {
+                    let near = nearest(name, self.generators.keys().map(String::as_str)).map(str::to_owned);
+                    let (object, generator) = (object.name().to_owned(), name.clone());
+                    return Err(Refusal::NoGenerator { object, generator, near });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_rules(
+        &self,
+        provider: ProviderName,
+        pod: &PodIdentity,
+        spec: &VolumeSpec,
+    ) -> Result<(), Refusal> {
         let request = limits::Request { baseline: &self.baseline, provider, pod, spec };
         let Some(rules) = &self.rules else {
             let refused = Limits::free().check(&request);

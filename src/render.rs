@@ -13,7 +13,7 @@ use crate::{
     projection::{FileProjection, Payload},
     secret::SecretBytes,
     spec::{
-        DependencyId, FileMode, Object, ObjectPath, VolumeSpec,
+        DependencyId, FileMode, FileOwner, Object, ObjectPath, VolumeSpec,
         object::{Absence, Part, Source},
     },
 };
@@ -255,7 +255,10 @@ impl<'a> Files<'a> {
         }
         let file = FileProjection {
             contents: content.into(),
-            mode: object.mode.unwrap_or(self.default_mode),
+            mode: object
+                .mode
+                .or_else(|| object.owner.map(FileOwner::default_mode))
+                .unwrap_or(self.default_mode),
             owner: object.owner,
         };
         self.payload.files.insert(path, file);

@@ -3,7 +3,7 @@
 //! `parameters` reads SecretProviderClass parameters (compatible with the vault and openbao providers),
 //! `object` one entry of `objects`, `path` the two kinds of path: the file's and the API's.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 pub use object::{Encoding, Object, SecretRequest};
 pub use path::{ApiPath, ObjectPath, ObjectPathError};
@@ -166,6 +166,14 @@ pub struct FileOwner {
     pub gid: Option<u32>,
 }
 
+impl FileOwner {
+    /// Mode of a file with this owner that nobody gave one: its owner's, and its group's where one is given.
+    /// The driver's 0644 would make an owner pointless.
+    pub const fn default_mode(self) -> FileMode {
+        FileMode(if self.gid.is_some() { 0o440 } else { 0o400 })
+    }
+}
+
 /// When an object without a lease is read again (External Secrets Operator's meanings).
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
@@ -206,6 +214,17 @@ impl VolumeSpec {
     pub fn user_of(&self, id: DependencyId) -> Option<(&Object, &SecretRequest)> {
         let users = self.objects.iter().flat_map(|object| object.requests().map(move |it| (object, it)));
         users.into_iter().find(|(_, request)| request.id() == id)
+    }
+
+    /// The same without generators: what is kept true is read, and nothing is written in its place.
+    #[must_use]
+    pub fn settled(self: Arc<Self>) -> Arc<Self> {
+        if self.requests().values().all(|request| request.generate.is_empty()) {
+            return self;
+        }
+        let mut spec = Self::clone(&self);
+        spec.objects.iter_mut().flat_map(Object::requests_mut).for_each(|request| request.generate.clear());
+        Arc::new(spec)
     }
 
     /// Whether rendering may take milliseconds: templates have a budget of up to a second, and keystores

@@ -8,6 +8,8 @@ mod support;
 mod canary;
 #[path = "e2e/faults.rs"]
 mod faults;
+#[path = "e2e/generate.rs"]
+mod generate;
 #[path = "e2e/modes.rs"]
 mod modes;
 #[path = "e2e/mount.rs"]

@@ -7,6 +7,8 @@ mod answers;
 mod canary;
 #[path = "hostile_vault/files.rs"]
 mod files;
+#[path = "hostile_vault/generate.rs"]
+mod generate;
 #[path = "hostile_vault/ssrf.rs"]
 mod ssrf;
 #[path = "hostile_vault/stub.rs"]

@@ -10,7 +10,7 @@ pub use address::{AddressError, Host, VaultAddress, canonical_address};
 use audit::AuditLine;
 use client::ClientPool;
 use endpoints::Call;
-use failure::{Target, Verdict};
+use failure::{Failure, Says, Target, Verdict};
 use index::Indexes;
 use reqwest::header::HeaderValue;
 use response::{AnswerError, Granted};
@@ -33,6 +33,7 @@ mod client;
 mod endpoints;
 mod failure;
 mod files;
+mod generate;
 mod index;
 mod kv;
 mod resolve;
@@ -106,12 +107,12 @@ impl VaultBackend {
         context: &RequestContext,
         call: &Call<'_>,
         token: Option<&SecretString>,
-    ) -> Result<Outcome, BackendError> {
+    ) -> Result<Outcome, Failure> {
         let target = target(context);
         let work = self.exchange(context, call, token);
         match tokio::time::timeout(context.timeout, work).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(failure::of_transport(call, &target, &TransportError::Timeout)),
+            Err(_) => Err(failure::of_transport(call, &target, &TransportError::Timeout).into()),
         }
     }
 
@@ -120,7 +121,7 @@ impl VaultBackend {
         context: &RequestContext,
         call: &Call<'_>,
         token: Option<&SecretString>,
-    ) -> Result<Outcome, BackendError> {
+    ) -> Result<Outcome, Failure> {
         let target = target(context);
         let index = if call.is_read() { self.indexes.get(&target.address, target.namespace) } else { None };
         let mut answer = self.send(context, call, token, index.as_ref(), false).await?;
@@ -138,8 +139,9 @@ impl VaultBackend {
         }
         match verdict {
             Verdict::AlreadyGone => Ok(Outcome::AlreadyGone),
-            Verdict::Failed(error) | Verdict::Lagging(error) => Err(error),
-            Verdict::TokenOrRights(error) => Err(self.settle(context, call, token, error).await),
+            Verdict::Failed(error, says) => Err(Failure { error, says }),
+            Verdict::Lagging(error) => Err(error.into()),
+            Verdict::TokenOrRights(error) => Err(self.settle(context, call, token, error).await.into()),
         }
     }
 
@@ -156,7 +158,7 @@ impl VaultBackend {
             Ok(answer) if answer.status == 403 => {
                 match failure::of_answer(&lookup, &target(context), &answer, false) {
                     // A policy that forbids lookup-self answers to a token that lives.
-                    Verdict::Failed(error) if error.class == FailureClass::LeaseGone => {
+                    Verdict::Failed(error, _) if error.class == FailureClass::LeaseGone => {
                         failure::dead_session(call, &target(context))
                     }
                     _ => denied,
@@ -201,6 +203,36 @@ impl VaultBackend {
             }
             Err(error) => Err(failure::of_transport(call, &target, &error)),
         }
+    }
+
+    /// Makes a request as it is written, or once more with the `data/` it lacks.
+    async fn read(
+        &self,
+        context: &RequestContext,
+        token: &ClientToken,
+        request: &SecretRequest,
+    ) -> Result<Secret, Failure> {
+        let call = Call::fetch(request);
+        let outcome = match (self.perform(context, &call, Some(token)).await, &request.versioned) {
+            // What consul-template does for `secret "kv/app"`. The server says what the path lacks to those who
+            // may read it; to those who may read the path with `data/` alone it says 403.
+            (Err(failure), Some(path))
+                if failure.says == Says::LacksData || failure.error.class == FailureClass::Denied =>
+            {
+                let versioned = SecretRequest { path: path.clone(), versioned: None, ..request.clone() };
+                let second = Call::fetch(&versioned);
+                match self.perform(context, &second, Some(token)).await {
+                    Err(_) if failure.error.class == FailureClass::Denied => Err(failure),
+                    outcome => outcome,
+                }
+            }
+            (outcome, _) => outcome,
+        };
+        let secret = match outcome? {
+            Outcome::Answered(answer) => Self::secret(&call, &target(context), answer),
+            Outcome::AlreadyGone => Err(failure::of_content(&call, &target(context), AnswerError::Empty)),
+        };
+        Ok(secret?)
     }
 
     /// The secret in an answer.
@@ -310,25 +342,10 @@ impl SecretBackend for VaultBackend {
         token: &ClientToken,
         request: &SecretRequest,
     ) -> Result<Secret, BackendError> {
-        let call = Call::fetch(request);
-        let outcome = match (self.perform(&context, &call, Some(token)).await, &request.versioned) {
-            // What consul-template does for `secret "kv/app"`. The server says what the path lacks to those who
-            // may read it; to those who may read the path with `data/` alone it says 403.
-            (Err(error), Some(path))
-                if failure::lacks_data(&error) || error.class == FailureClass::Denied =>
-            {
-                let versioned = SecretRequest { path: path.clone(), versioned: None, ..request.clone() };
-                let second = Call::fetch(&versioned);
-                match self.perform(&context, &second, Some(token)).await {
-                    Err(_) if error.class == FailureClass::Denied => Err(error),
-                    outcome => outcome,
-                }
-            }
-            (outcome, _) => outcome,
-        };
-        match outcome? {
-            Outcome::Answered(answer) => Self::secret(&call, &target(&context), answer),
-            Outcome::AlreadyGone => Err(failure::of_content(&call, &target(&context), AnswerError::Empty)),
+        if request.generate.is_empty() {
+            Ok(self.read(&context, token, request).await?)
+        } else {
+            self.agree(&context, token, request).await
         }
     }
 
@@ -350,7 +367,7 @@ impl SecretBackend for VaultBackend {
     }
 
     async fn revoke_session(&self, context: RequestContext, token: &ClientToken) -> Result<(), BackendError> {
-        self.perform(&context, &Call::revoke_session(), Some(token)).await.map(drop)
+        Ok(self.perform(&context, &Call::revoke_session(), Some(token)).await.map(drop)?)
     }
 
     async fn revoke_lease(
@@ -359,6 +376,6 @@ impl SecretBackend for VaultBackend {
         token: &ClientToken,
         lease_id: &str,
     ) -> Result<(), BackendError> {
-        self.perform(&context, &Call::revoke_lease(lease_id), Some(token)).await.map(drop)
+        Ok(self.perform(&context, &Call::revoke_lease(lease_id), Some(token)).await.map(drop)?)
     }
 }

@@ -86,7 +86,7 @@ impl Needs {
             } else {
                 format!("{}/{path}", connection.namespace)
             });
-            self.writes |= request.is_write();
+            self.writes |= request.may_write();
         }
     }
 

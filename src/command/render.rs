@@ -6,6 +6,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, Read as _, Write as _},
+    mem,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::Path,
     process::ExitCode,
@@ -31,7 +32,7 @@ use crate::{
     secret::SecretString,
     spec::{
         ApiPath, DependencyId, Object, PodIdentity, SecretRequest, VolumeSpec,
-        object::{Part, Source},
+        object::{Generator, Part, Source},
     },
     telemetry,
     template::PodContext,
@@ -57,13 +58,14 @@ pub fn run(arguments: RenderArgs) -> anyhow::Result<ExitCode> {
         report.write(&mut io::stderr())?;
     }
     let Candidate { name, namespace, provider, spec } = choose(candidates, arguments.name.as_deref())?;
-    let Some(spec) = spec else { bail!("SecretProviderClass {name} has errors, see above") };
+    let Some(mut spec) = spec else { bail!("SecretProviderClass {name} has errors, see above") };
 
     let jwt = read_token(&arguments.token_file)?;
     let claimed = token::subject(&jwt);
     let pod = identity(&arguments, claimed.as_ref(), namespace);
     // Before the token is shown to anybody: a manifest of somebody else's may name any address.
     tenancy.policy.check(provider, &pod, &spec)?;
+    tenancy.policy.narrow(provider, &pod, &mut spec);
     if arguments.write {
         prepare(&arguments.target)?;
     }
@@ -226,12 +228,24 @@ impl<'a> DryRun<'a> {
         let mut failed = false;
         for (id, request) in self.spec.requests() {
             let route = format!("{} {}", request.method.as_str(), request.path);
+            // What is there is shown; what would be made is made when told to.
+            let mut plain = request.clone();
+            let wanted =
+                if self.arguments.allow_writes { BTreeMap::new() } else { mem::take(&mut plain.generate) };
+            let request = &plain;
             let line = match self.side_effect(grant, request).await {
                 Some(why) if !self.arguments.allow_writes => {
                     left_out.insert(id, "its request was skipped");
                     format!("skipped  {route}: {why}; --allow-writes makes it\n")
                 }
                 _ => match self.fetch(grant, request).await {
+                    answer if would_generate(&answer, &wanted) => {
+                        left_out.insert(id, "its value would be generated");
+                        let keys = wanted.keys().cloned().collect::<Vec<_>>().join(", ");
+                        format!(
+                            "skipped  {route}: {keys} would be generated and written; --allow-writes does it\n"
+                        )
+                    }
                     Ok(secret) => {
                         let line = format!("read     {route}: {}\n", describe(&secret));
                         secrets.insert(id, secret);
@@ -387,6 +401,19 @@ impl<'a> DryRun<'a> {
                 format!("--- {}\n{}\n", path.display(), readable(file))
             })
             .collect()
+    }
+}
+
+/// Whether an answer lacks a value that a pod's mount would make.
+fn would_generate(answer: &Result<Secret, BackendError>, wanted: &BTreeMap<String, Generator>) -> bool {
+    match answer {
+        // A version that is deleted is not worth retrying, and nothing is written over it.
+        Err(error) => error.class == FailureClass::NotFound && error.worth_retrying && !wanted.is_empty(),
+        Ok(Secret { body: SecretBody::Json(envelope), .. }) => {
+            let data = envelope.data.expose().get("data");
+            wanted.keys().any(|key| data.is_none_or(|data| data.get(key).is_none()))
+        }
+        Ok(_) => false,
     }
 }
 

@@ -908,6 +908,7 @@ impl Lifecycle {
             };
             if let Some(mut dependency) = dependency {
                 dependency.held = dependency.has_side_effect();
+                dependency.request = dependency.request.settled();
                 dependencies.insert(id, dependency);
             }
         }
@@ -917,7 +918,7 @@ impl Lifecycle {
         let objects = attempt.versions.len();
         volume.installed = Some(Installed {
             plan: attempt.plan,
-            spec: attempt.spec,
+            spec: attempt.spec.settled(),
             digest: attempt.digest,
             session: attempt.session,
             dependencies,

@@ -1,9 +1,10 @@
 //! Reads a policy file. Strict: a field that is misspelt would leave open what it was meant to close.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use super::{Limits, Pattern, PolicyError, Rule, address_key};
 use crate::spec::{
+    object::Generator,
     values,
     yaml::{Kind, Node},
 };
@@ -23,16 +24,45 @@ const FIELDS: [&str; 12] = [
     "skipTLSVerify",
 ];
 
-pub(super) fn read(text: &str) -> Result<Vec<Rule>, PolicyError> {
+/// The rules, and the generators by name.
+type Contents = (Vec<Rule>, BTreeMap<String, Generator>);
+
+pub(super) fn read(text: &str) -> Result<Contents, PolicyError> {
     let root = Node::parse(text).map_err(|error| PolicyError { line: error.line, reason: error.message })?;
-    known_fields(&root, &["rules"])?;
+    known_fields(&root, &["rules", "generators"])?;
     let Some(rules) = root.get("rules") else {
         return Err(at(&root, "it has no field \"rules\""));
     };
     let Kind::List(items) = &rules.kind else {
         return Err(at(rules, format!("rules is {}, expected a list", rules.describe())));
     };
-    items.iter().enumerate().map(|(index, item)| rule(item, index)).collect()
+    let rules = items.iter().enumerate().map(|(index, item)| rule(item, index)).collect::<Result<_, _>>()?;
+    Ok((rules, root.get("generators").map(generators).transpose()?.unwrap_or_default()))
+}
+
+fn generators(node: &Node) -> Result<BTreeMap<String, Generator>, PolicyError> {
+    let Kind::Map(entries) = &node.kind else {
+        return Err(at(node, format!("generators is {}, expected a mapping of names", node.describe())));
+    };
+    let mut generators = BTreeMap::new();
+    for (key, value) in entries {
+        let name = key.as_text().unwrap_or_default();
+        if name.is_empty() || Generator::KINDS.iter().any(|kind| kind.eq_ignore_ascii_case(name)) {
+            return Err(at(key, format!("generator {name:?} has no name of its own")));
+        }
+        let generator = Generator::read(value).map_err(|(line, reason)| PolicyError {
+            line: Some(line),
+            reason: format!("generator {name:?} {reason}"),
+        })?;
+        if let Generator::Named(other) = generator {
+            return Err(at(
+                value,
+                format!("generator {name:?} names {other:?}, expected a mapping of a kind"),
+            ));
+        }
+        generators.insert(name.to_owned(), generator);
+    }
+    Ok(generators)
 }
 
 fn at(node: &Node, reason: impl Into<String>) -> PolicyError {

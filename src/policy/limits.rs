@@ -120,7 +120,7 @@ impl Limits {
             // Vault takes the namespace from the header or from the front of the path: one form for both.
             let joined = if namespace.is_empty() { path.to_string() } else { format!("{namespace}/{path}") };
             gate.patterns("path", &joined, self.paths.as_deref())?;
-            let allowed = self.writes || !request.is_write();
+            let allowed = self.writes || !request.may_write();
             gate.pass(allowed, "write", &format!("{} {joined}", request.method.as_str()), || {
                 "it has no \"writes: allow\"".into()
             })

@@ -1,10 +1,13 @@
 //! One entry of `objects`: what it writes, and the secret or the template that its content comes from.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+pub use generate::{Generator, KeyKind, PasswordRules};
 
 use super::{ApiPath, DependencyId, FileMode, FileOwner, ObjectPath, RefreshPolicy};
 use crate::{format::DataFormat, template::SecretCall};
 
+pub(crate) mod generate;
 pub(in crate::spec) mod reader;
 pub(crate) mod source;
 
@@ -48,16 +51,27 @@ pub struct SecretRequest {
     /// mount: consul-template's templates are written without it.
     #[serde(default)]
     pub versioned: Option<ApiPath>,
+    /// Keys of a KV version 2 secret whose values are made and written when they are not there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub generate: BTreeMap<String, Generator>,
 }
 
 impl SecretRequest {
     /// A plain read of `path`.
     pub const fn read(path: ApiPath) -> Self {
-        let query = BTreeMap::new();
-        Self { method: Method::Get, path, query, args: None, optional: false, versioned: None }
+        Self {
+            method: Method::Get,
+            path,
+            query: BTreeMap::new(),
+            args: None,
+            optional: false,
+            versioned: None,
+            generate: BTreeMap::new(),
+        }
     }
 
-    /// The request's digest: SHA-256 over what is asked, first 16 bytes. What we do with a 404 is not asked.
+    /// The request's digest: SHA-256 over what is asked, first 16 bytes. What we do about what is not there is
+    /// not asked.
     pub fn id(&self) -> DependencyId {
         let asked = (self.method, &self.path, &self.query, &self.args);
         let text = serde_json::to_vec(&asked).expect("a request of strings is JSON");
@@ -70,6 +84,20 @@ impl SecretRequest {
     /// Whether asking twice may do something twice: anything but a plain read.
     pub fn is_write(&self) -> bool {
         self.method != Method::Get || self.args.is_some()
+    }
+
+    /// The same without generators, for keeping a value true: what is gone then is not made anew.
+    #[must_use]
+    pub fn settled(self: Arc<Self>) -> Arc<Self> {
+        if self.generate.is_empty() {
+            return self;
+        }
+        Arc::new(Self { generate: BTreeMap::new(), ..Self::clone(&self) })
+    }
+
+    /// Whether it can change the store, now or once: what a policy must allow.
+    pub fn may_write(&self) -> bool {
+        self.is_write() || !self.generate.is_empty()
     }
 }
 
@@ -249,7 +277,7 @@ pub struct Object {
     pub encoding: Encoding,
     /// When the secret or the key is not there.
     pub absence: Absence,
-    /// Mode; the volume's default otherwise.
+    /// Mode; the owner's default otherwise, else the volume's.
     pub mode: Option<FileMode>,
     /// Owner; root otherwise.
     pub owner: Option<FileOwner>,

@@ -10,7 +10,7 @@ use super::{
     ApiPath, Connection, DependencyId, FileMode, FileOwner, LoginMethod, LoginSpec, Object, ProviderName,
     TlsSpec, VolumeSpec,
     object::{
-        Absence, Output, Part, Password, Source,
+        Absence, Generator, Output, Part, Password, Source,
         reader::{self, Entry},
     },
     problem::Findings,
@@ -44,7 +44,8 @@ const SUFFIXES: [&str; 10] = [
 ];
 
 /// Parameters without a prefix. `secretProviderClass` is the driver's own.
-const PLAIN: [&str; 6] = ["roleName", "audience", "objects", "fileOwner", "fileGroup", "secretProviderClass"];
+const PLAIN: [&str; 7] =
+    ["roleName", "audience", "objects", "filePermission", "fileOwner", "fileGroup", "secretProviderClass"];
 
 /// Found in old manifests; vault-csi-provider ignores them in silence. With what to use instead.
 const IGNORED: [(&str, &str); 5] = [
@@ -157,7 +158,11 @@ impl<'a> Reader<'a> {
         let connection = reader.connection(defaults);
         let owner = reader.owner();
         let pod = reader.pod(defaults);
-        let objects = reader.objects(owner, &pod);
+        let mode = reader.mode();
+        let mut objects = reader.objects(owner, &pod);
+        for object in objects.iter_mut().flatten().filter(|object| object.file().is_some()) {
+            object.mode = object.mode.or(mode);
+        }
         let Findings { errors, warnings } = self.findings;
         let spec = match (login, connection, objects) {
             (Some(login), Some(connection), Some(objects)) if errors.is_empty() => {
@@ -348,6 +353,24 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Mode of objects without one of their own.
+    fn mode(&mut self) -> Option<FileMode> {
+        let text = self.attributes.get("filePermission").filter(|value| !value.is_empty())?;
+        match values::mode(text) {
+            Ok((mode, warning)) => {
+                if let Some(warning) = warning {
+                    self.findings
+                        .warn("filePermission", None, || format!("parameter filePermission: {warning}"));
+                }
+                mode
+            }
+            Err(reason) => {
+                self.findings.parameter_error("filePermission", reason);
+                None
+            }
+        }
+    }
+
     fn objects(&mut self, owner: Option<FileOwner>, pod: &PodContext) -> Option<Vec<Object>> {
         if let Some(node) = self.objects {
             return self.objects_of(node, owner, pod);
@@ -399,6 +422,7 @@ impl<'a> Reader<'a> {
             .collect();
         check_names(&entries, findings);
         check_inputs(&entries, findings);
+        let generate = generators(&entries, findings);
         let mut objects: Vec<Object> = entries.into_iter().map(|entry| entry.object).collect();
         let required = required(&objects);
         if required.len() > MAX_OBJECTS {
@@ -407,7 +431,9 @@ impl<'a> Reader<'a> {
             return None;
         }
         for request in objects.iter_mut().flat_map(Object::requests_mut) {
-            request.optional = required.get(&request.id()) == Some(&false);
+            let id = request.id();
+            request.optional = required.get(&id) == Some(&false);
+            request.generate = generate.get(&id).cloned().unwrap_or_default();
         }
         Some(objects)
     }
@@ -422,6 +448,27 @@ fn required(objects: &[Object]) -> BTreeMap<DependencyId, bool> {
         }
     }
     required
+}
+
+/// What is made, by request: one write for all keys of a secret.
+fn generators(
+    entries: &[Entry],
+    findings: &mut Findings,
+) -> BTreeMap<DependencyId, BTreeMap<String, Generator>> {
+    let mut all: BTreeMap<DependencyId, BTreeMap<String, Generator>> = BTreeMap::new();
+    for entry in entries {
+        for request in entry.object.requests() {
+            for (key, generator) in &request.generate {
+                let keys = all.entry(request.id()).or_default();
+                let other = keys.insert(key.clone(), generator.clone());
+                if other.is_some_and(|other| other != *generator) {
+                    let reason = format!("makes {} of the same secret otherwise above", values::quote(key));
+                    findings.error(object_error(entry, "generate", reason));
+                }
+            }
+        }
+    }
+    all
 }
 
 fn object_error(entry: &Entry, field: &'static str, reason: String) -> SpecError {

@@ -123,7 +123,7 @@ def messages():
 
 def constant_list(path, name):
     """The strings of a `const NAME: [&str; n]`."""
-    body = re.search(rf"const {name}: \[[^\]]*\] = \[(.*?)\];", read(path), re.S)
+    body = re.search(rf"const {name}: \[[^\]]*\] =\s*\[(.*?)\];", read(path), re.S)
     return set(re.findall(r'"([^"]+)"', found(f"{name} in {path}", body)[1]))
 
 

@@ -15,7 +15,7 @@ use leasehold::{
         vault::{Limits, VaultBackend},
     },
     secret::SecretString,
-    spec::{ApiPath, Connection, LoginSpec, SecretRequest, TlsSpec, object::Method},
+    spec::{ApiPath, Connection, LoginSpec, SecretRequest, TlsSpec},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -215,12 +215,8 @@ pub(crate) async fn fetch(
     tls: TlsSpec,
 ) -> Result<Secret, BackendError> {
     let request = SecretRequest {
-        method: Method::Get,
-        path: ApiPath::parse("secret/data/app").unwrap(),
         query: BTreeMap::from([("version".to_owned(), vec!["3".to_owned()])]),
-        args: None,
-        optional: false,
-        versioned: None,
+        ..SecretRequest::read(ApiPath::parse("secret/data/app").unwrap())
     };
     backend.fetch(context(address, tls), &token(), &request).await
 }

@@ -20,6 +20,8 @@ use crate::{
 pub(super) enum Operation {
     Login,
     Fetch,
+    /// The write of values that nobody had written.
+    Generate,
     RenewSession,
     RenewLease,
     RevokeSession,
@@ -36,6 +38,7 @@ impl Operation {
         match self {
             Self::Login => "login",
             Self::Fetch => "fetch",
+            Self::Generate => "generate",
             Self::RenewSession => "renew-session",
             Self::RenewLease => "renew-lease",
             Self::RevokeSession => "revoke-session",
@@ -94,6 +97,12 @@ impl<'a> Call<'a> {
             query: Some(&request.query),
             body: request.args.as_ref().map(|args| args.clone().into_bytes()),
         }
+    }
+
+    /// Writes `data` as the version of a KV v2 secret that follows `version`; 0 follows none.
+    pub(super) fn generate(request: &SecretRequest, version: u64, data: &serde_json::Value) -> Self {
+        let body = json!({ "options": { "cas": version }, "data": data });
+        Self::put(Operation::Generate, request.path.to_string(), Some(&body))
     }
 
     pub(super) fn renew_session() -> Self {

@@ -28,14 +28,46 @@ pub(super) struct Target<'a> {
 
 /// What a status means before anything else is asked of the server.
 pub(super) enum Verdict {
-    /// The error to give back.
-    Failed(BackendError),
+    /// The error to give back, and what it says beside its class.
+    Failed(BackendError, Says),
     /// Revoked before: what was wanted is so.
     AlreadyGone,
     /// A 403 that a dead token and a missing right both give: lookup-self tells.
     TokenOrRights(BackendError),
     /// A standby that has not come as far as the index we sent.
     Lagging(BackendError),
+}
+
+/// What some answers say that their class does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Says {
+    /// Nothing of the kind.
+    NoMore,
+    /// Nothing was ever written at the path, as far as this server knows.
+    Absent,
+    /// The path lacks the `data/` of its KV version 2 mount.
+    LacksData,
+    /// A newer version is there than the one a write was to follow.
+    Outdated,
+}
+
+/// A failed exchange.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) error: BackendError,
+    pub(super) says: Says,
+}
+
+impl From<BackendError> for Failure {
+    fn from(error: BackendError) -> Self {
+        Self { error, says: Says::NoMore }
+    }
+}
+
+impl From<Failure> for BackendError {
+    fn from(failure: Failure) -> Self {
+        failure.error
+    }
 }
 
 /// What an answer with a status other than 2xx means.
@@ -48,16 +80,20 @@ pub(super) fn of_answer(call: &Call<'_>, target: &Target<'_>, answer: &Answer, s
         }
         (Operation::RevokeSession, 403) if !texts.is_acl_denial() && texts.json => Verdict::AlreadyGone,
         (Operation::RenewSession | Operation::LookupSession, 403) if texts.json && !texts.is_acl_denial() => {
-            Verdict::Failed(fail(session_gone()))
+            Verdict::Failed(fail(session_gone()), Says::NoMore)
         }
-        (Operation::Fetch | Operation::RenewLease | Operation::RevokeLease, 403)
+        (Operation::Fetch | Operation::Generate | Operation::RenewLease | Operation::RevokeLease, 403)
             if !texts.is_acl_denial() && texts.json =>
         {
             Verdict::TokenOrRights(fail(denied(call)))
         }
         (_, 429) if sent_index && texts.json && texts.all.is_empty() => Verdict::Lagging(fail(lagging())),
         (_, 412) => Verdict::Lagging(fail(lagging())),
-        _ => Verdict::Failed(fail(problem(call, target, answer, &texts))),
+        _ => {
+            let problem = problem(call, target, answer, &texts);
+            let says = problem.says;
+            Verdict::Failed(fail(problem), says)
+        }
     }
 }
 
@@ -131,11 +167,17 @@ struct Problem {
     text: String,
     advice: String,
     worth_retrying: bool,
+    says: Says,
 }
 
 impl Problem {
     fn new(class: FailureClass, text: &str, advice: &str) -> Self {
-        Self { class, text: text.to_owned(), advice: advice.to_owned(), worth_retrying: false }
+        let (text, advice) = (text.to_owned(), advice.to_owned());
+        Self { class, text, advice, worth_retrying: false, says: Says::NoMore }
+    }
+
+    fn saying(self, says: Says) -> Self {
+        Self { says, ..self }
     }
 
     fn retry(self) -> Self {
@@ -164,6 +206,7 @@ fn describe(call: &Call<'_>, target: &Target<'_>) -> String {
             }
         }
         Operation::Fetch => format!("read of {subject}"),
+        Operation::Generate => format!("write of generated values to {subject}"),
         Operation::RenewLease => format!("renewal of the lease of {subject}"),
         Operation::RevokeLease => format!("revocation of the lease of {subject}"),
         Operation::RenewSession => "renewal of the session".to_owned(),
@@ -281,6 +324,11 @@ fn session_gone() -> Problem {
 fn denied(call: &Call<'_>) -> Problem {
     let advice = match call.operation {
         Operation::Fetch => format!("add it to a policy of the role (path {:?})", call.subject),
+        Operation::Generate => format!(
+            "generate needs two permissions: capabilities create and update for {:?} in a policy of the role, and \
+             \"writes: allow\" in the node's policy, which has it",
+            call.subject
+        ),
         // OpenBao renews no session of the kubernetes method whose ServiceAccount is gone, and says no more.
         Operation::RenewSession => format!(
             "add {:?} with capability update to a policy of the role, if the pod and its ServiceAccount are still there",
@@ -288,8 +336,11 @@ fn denied(call: &Call<'_>) -> Problem {
         ),
         _ => format!("add {:?} with capability update to a policy of the role", call.path),
     };
-    let lacks = format!("the session's policies do not allow {} (403)", call.path);
-    Problem { class: FailureClass::Denied, text: lacks, advice, worth_retrying: false }
+    Problem::new(
+        FailureClass::Denied,
+        &format!("the session's policies do not allow {} (403)", call.path),
+        &advice,
+    )
 }
 
 fn login_denied(texts: &Texts) -> Problem {
@@ -406,6 +457,12 @@ fn bad_request(call: &Call<'_>, texts: &Texts) -> Problem {
             ));
             Problem::new(class, text, advice)
         }
+        Operation::Generate if texts.mention("check-and-set") => Problem::new(
+            FailureClass::Transient,
+            "somebody else wrote the secret first",
+            "their version is read",
+        )
+        .saying(Says::Outdated),
         Operation::RenewLease if texts.says_unknown_lease() => Problem::new(
             LeaseGone,
             "the lease is unknown to the server: expired or revoked",
@@ -428,14 +485,6 @@ fn bad_request(call: &Call<'_>, texts: &Texts) -> Problem {
     }
 }
 
-/// What a KV version 2 mount's answer to a path without `data/` comes to.
-const VERSIONED: &str = "the mount is KV version 2";
-
-/// Whether the path lacks the `data/` of its KV version 2 mount.
-pub(super) fn lacks_data(error: &BackendError) -> bool {
-    error.class == FailureClass::NotFound && error.message.contains(VERSIONED)
-}
-
 fn not_found(call: &Call<'_>, answer: &Answer, texts: &Texts) -> Problem {
     use FailureClass::NotFound;
     if texts.mention("namespace not found") {
@@ -452,7 +501,8 @@ fn not_found(call: &Call<'_>, answer: &Answer, texts: &Texts) -> Problem {
         );
     }
     if texts.warning.contains("versioned k/v") {
-        return Problem::new(NotFound, VERSIONED, "write <mount>/data/<name> in secretPath");
+        let advice = "write <mount>/data/<name> in secretPath";
+        return Problem::new(NotFound, "the mount is KV version 2", advice).saying(Says::LacksData);
     }
     let data = parse(answer.body.expose()).ok().and_then(|map| map.get("data").and_then(kv::version));
     match data {
@@ -463,6 +513,7 @@ fn not_found(call: &Call<'_>, answer: &Answer, texts: &Texts) -> Problem {
             "there is nothing at this path",
             "check secretPath, and the version if one is given",
         )
+        .saying(Says::Absent)
         .retry(),
         None => Problem::new(
             NotFound,

@@ -67,7 +67,9 @@ fn blocks(text: &str) -> Vec<(&str, String)> {
 
 #[test]
 fn every_example_of_the_reference_renders_as_it_says() {
-    let blocks = blocks(REFERENCE);
+    // A pod's manifest is no list of objects.
+    let mut blocks = blocks(REFERENCE);
+    blocks.retain(|(_, content)| !content.starts_with("# pod"));
     let mut fields = std::collections::BTreeSet::new();
     assert!(blocks.len() >= 21 && blocks.len().is_multiple_of(3), "{}", blocks.len());
     for example in blocks.chunks(3) {

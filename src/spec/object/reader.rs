@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Fields of an object, as manifests spell them.
-pub(in crate::spec) const KNOWN: [&str; 23] = [
+pub(in crate::spec) const KNOWN: [&str; 24] = [
     "objectName",
     "as",
     "secretPath",
@@ -31,6 +31,7 @@ pub(in crate::spec) const KNOWN: [&str; 23] = [
     "default",
     "method",
     "secretArgs",
+    "generate",
     "filePermission",
     "encoding",
     "overlap",

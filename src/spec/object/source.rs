@@ -1,8 +1,8 @@
 //! Reads where an object's content comes from.
 
 use super::{
-    Absence, Extract, Keystore, Part, Password, Rename, SecretRequest, Source, TemplateCall, TemplateSource,
-    reader::Reader,
+    Absence, Extract, Generator, Keystore, Part, Password, Rename, SecretRequest, Source, TemplateCall,
+    TemplateSource, reader::Reader,
 };
 use crate::{
     format::DataFormat,
@@ -19,7 +19,7 @@ use crate::{
 const MAX_REGEX: usize = 1 << 20;
 
 /// What a template has no use for: it names its secrets itself.
-const NOT_WITH_TEMPLATE: [&str; 12] = [
+const NOT_WITH_TEMPLATE: [&str; 13] = [
     "as",
     "secretPath",
     "secretKey",
@@ -30,6 +30,7 @@ const NOT_WITH_TEMPLATE: [&str; 12] = [
     "extract",
     "method",
     "secretArgs",
+    "generate",
     "optional",
     "default",
 ];
@@ -63,8 +64,47 @@ impl Reader<'_> {
         });
         let part = self.part(is_input);
         let (path, query) = path?;
-        let request = SecretRequest { method, query, args, ..SecretRequest::read(path) };
+        let mut request = SecretRequest { method, query, args, ..SecretRequest::read(path) };
+        if let Some((key, generator)) = self.generated(&request, part.as_ref()) {
+            request.generate.insert(key, generator);
+        }
         Some(Source::Secret { request, part: part? })
+    }
+
+    /// The key that is made if it is not there, and how. The secret is checked to be one of KV version 2 before
+    /// anything is written; here, that it can be one.
+    fn generated(&mut self, request: &SecretRequest, part: Option<&Part>) -> Option<(String, Generator)> {
+        let node = self.node.get("generate").filter(|node| !matches!(node.kind, Kind::Null))?;
+        let generator = match Generator::read(node) {
+            Ok(generator) => generator,
+            Err((line, reason)) => {
+                self.fail("generate", line, reason);
+                return None;
+            }
+        };
+        let absence = ["optional", "default"].iter().any(|field| self.node.get(field).is_some());
+        let faults = [
+            (request.is_write(), "reads first and writes by itself: leave out method and secretArgs"),
+            (!request.query.is_empty(), "writes the newest version: leave out the query of secretPath"),
+            (
+                !request.path.as_str().contains("/data/"),
+                "needs a secret of KV version 2: write <mount>/data/<name> in secretPath",
+            ),
+            (absence, "makes what is not there: leave out optional and default"),
+            (
+                part.is_some_and(|part| !matches!(part, Part::Key(_))),
+                "needs secretKey: the key whose value it makes",
+            ),
+        ];
+        let mut fits = true;
+        for (_, reason) in faults.iter().filter(|(fault, _)| *fault) {
+            self.fail("generate", node.line, reason);
+            fits = false;
+        }
+        match part {
+            Some(Part::Key(key)) if fits => Some((key.clone(), generator)),
+            _ => None,
+        }
     }
 
     fn part(&mut self, is_input: bool) -> Option<Part> {

@@ -300,8 +300,8 @@ fn what_is_strange_warns_and_mounts() {
             "object \"a\" (line 1): unknown field \"secretkey\" is ignored, did you mean secretKey?",
         ),
         (
-            &[("objects", "- {objectName: a, secretPath: b, generate: {uuid: {}}}")],
-            "object \"a\" (line 1): unknown field \"generate\" is ignored",
+            &[("objects", "- {objectName: a, secretPath: b, generateName: {uuid: {}}}")],
+            "object \"a\" (line 1): unknown field \"generateName\" is ignored",
         ),
         (
             &[("objects", "- {objectName: a, secretPath: b, objectVersion: ''}")],
@@ -371,5 +371,51 @@ fn key(object: &Object) -> Option<String> {
     match &object.source {
         Source::Secret { part: Part::Key(key), .. } => Some(key.clone()),
         _ => None,
+    }
+}
+
+#[test]
+fn generators_of_one_secret_become_one_request() {
+    let spec = vault(&[(
+        "objects",
+        "- {objectName: a, secretPath: secret/data/db, secretKey: a, generate: uuid}\n\
+         - {objectName: b, secretPath: /v1/secret/data/db, secretKey: b, generate: {hex: {}}}\n\
+         - {objectName: plain, secretPath: secret/data/db, secretKey: c}\n\
+         - {objectName: other, secretPath: secret/data/x, secretKey: a}\n",
+    )])
+    .unwrap()
+    .spec;
+    assert_eq!(spec.requests().len(), 2);
+    for object in &spec.objects[..3] {
+        let request = object.requests().next().unwrap();
+        assert_eq!(request.generate.keys().collect::<Vec<_>>(), ["a", "b"], "{}", object.name());
+        assert!(request.may_write() && !request.is_write());
+    }
+    assert!(!spec.objects[3].requests().next().unwrap().may_write());
+    let settled = std::sync::Arc::new(spec.clone()).settled();
+    assert!(settled.requests().values().all(|request| !request.may_write()));
+    assert_eq!(settled.requests().keys().collect::<Vec<_>>(), spec.requests().keys().collect::<Vec<_>>());
+}
+
+#[test]
+fn generators_that_cannot_write_are_refused() {
+    for (fields, says) in [
+        ("  generate: uuid\n", "needs secretKey"),
+        ("  secretKey: a\n  generate: uuid\n  optional: true\n", "leave out optional and default"),
+        ("  secretKey: a\n  generate: uuid\n  method: PUT\n", "leave out method and secretArgs"),
+        ("  jsonPointer: /a\n  generate: uuid\n", "needs secretKey"),
+        ("  secretKey: a\n  generate:\n    hex: {byte: 1}\n", "(line 5): generate: hex has no field"),
+        (
+            "  secretKey: a\n  generate: uuid\n- {objectName: b, secretPath: secret/data/db, secretKey: a, generate: hex}\n",
+            "makes \"a\" of the same secret otherwise above",
+        ),
+    ] {
+        let error = object(fields).unwrap_err().to_string();
+        assert!(error.contains(says), "{fields}: {error}");
+    }
+    for path in ["secret/db", "secret/data/db?version=3"] {
+        let objects = format!("- {{objectName: a, secretPath: {path}, secretKey: a, generate: uuid}}\n");
+        let error = vault(&[("objects", &objects)]).unwrap_err().to_string();
+        assert!(error.contains("secretPath"), "{error}");
     }
 }

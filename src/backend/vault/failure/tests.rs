@@ -39,12 +39,14 @@ fn judge(operation: Operation, status: u16, body: &str) -> (String, String) {
         args: None,
         optional: false,
         versioned: None,
+        generate: Default::default(),
     };
     let jwt = Credential::Jwt(SecretString::default());
     let lease = "database/creds/app/QWYK";
     let call = match operation {
         Operation::Login => Call::login(&login, &jwt),
         Operation::Fetch => Call::fetch(&request),
+        Operation::Generate => Call::generate(&request, 0, &serde_json::json!({})),
         Operation::RenewSession => Call::renew_session(),
         Operation::RenewLease => Call::renew_lease(lease),
         Operation::RevokeSession => Call::revoke_session(),
@@ -53,8 +55,14 @@ fn judge(operation: Operation, status: u16, body: &str) -> (String, String) {
         Operation::LookupSession => Call::lookup_session(),
     };
     match of_answer(&call, &target(), &answer(status, &[], body), false) {
-        Verdict::Failed(error) => {
-            let again = if error.worth_retrying { "+" } else { "" };
+        Verdict::Failed(error, says) => {
+            let again = match (error.worth_retrying, says) {
+                (_, Says::LacksData) => " (data/)",
+                (_, Says::Outdated) => " (cas)",
+                (true, Says::Absent) => "+ (absent)",
+                (true, _) => "+",
+                (false, _) => "",
+            };
             (format!("{}{again}", error.class), error.message)
         }
         Verdict::AlreadyGone => ("gone".to_owned(), String::new()),
@@ -66,7 +74,7 @@ fn judge(operation: Operation, status: u16, body: &str) -> (String, String) {
 #[test]
 #[rustfmt::skip]
 fn measured_answers_have_their_class_and_advice() {
-    use Operation::{Fetch, Login, LookupSession, RenewLease, RenewSession, RevokeLease, RevokeSession};
+    use Operation::{Fetch, Generate, Login, LookupSession, RenewLease, RenewSession, RevokeLease, RevokeSession};
     let bare = r#"{"errors":["permission denied"]}"#;
     let acl = r#"{"errors":["1 error occurred:\n\t* permission denied\n\n"]}"#;
     // HashiCorp Vault's text for a token it does not know.
@@ -104,10 +112,14 @@ fn measured_answers_have_their_class_and_advice() {
         (Fetch, 403, invalid.into(), "ask/denied", ""),
         (Fetch, 403, errors("preflight capability check returned 403, please ensure client's policies grant access"), "denied", ""),
         (Fetch, 403, "<html>WAF canary</html>".into(), "denied", "in front of the server"),
-        (Fetch, 404, none.into(), "not-found+", "nothing at this path"),
+        (Fetch, 404, none.into(), "not-found+ (absent)", "nothing at this path"),
+        (Generate, 400, errors("check-and-set parameter did not match the current version"), "transient (cas)", "somebody else"),
+        (Fetch, 400, errors("check-and-set parameter did not match the current version"), "invalid", "arguments"),
+        (Generate, 403, acl.into(), "denied", "capabilities create and update for \"secret/data/app\" in a policy of the role, and \"writes: allow\" in the node's policy"),
+        (Generate, 403, bare.into(), "ask/denied", "create and update"),
         (Fetch, 404, deleted.into(), "not-found", "version 2 is deleted at 2026-11-23T14:00:23.429949399Z"),
         (Fetch, 404, destroyed.into(), "not-found", "version 1 is destroyed"),
-        (Fetch, 404, not_v2.into(), "not-found", "<mount>/data/<name>"),
+        (Fetch, 404, not_v2.into(), "not-found (data/)", "<mount>/data/<name>"),
         (Fetch, 404, errors("no handler for route \"nomount/x\". route entry not found."), "not-found", "mounted"),
         (Fetch, 404, errors("1 error occurred:\n\t* unsupported path\n\n"), "not-found", "mounted"),
         (Fetch, 404, "<html>".into(), "not-found", "no such page"),
@@ -160,7 +172,7 @@ fn an_empty_429_to_a_read_with_an_index_is_a_standby_that_lags() {
     let late = answer(429, &[("retry-after", "1")], r#"{"errors":[]}"#);
     let Verdict::Lagging(error) = of_answer(&call, &target(), &late, true) else { panic!("not seen as lag") };
     assert_eq!((error.class, error.retry_after), (FailureClass::Transient, Some(Duration::from_secs(1))));
-    let Verdict::Failed(error) = of_answer(&call, &target(), &late, false) else { panic!("seen as lag") };
+    let Verdict::Failed(error, _) = of_answer(&call, &target(), &late, false) else { panic!("seen as lag") };
     assert_eq!(error.class, FailureClass::Throttled);
 }
 
