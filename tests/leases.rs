@@ -22,5 +22,7 @@ mod outage;
 mod restart;
 #[path = "leases/sessions.rs"]
 mod sessions;
+#[path = "leases/storm.rs"]
+mod storm;
 #[path = "leases/values.rs"]
 mod values;

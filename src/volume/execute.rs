@@ -3,6 +3,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
+use tracing::error;
 
 use super::holdings::{HeldSession, Holdings};
 use crate::{
@@ -22,6 +23,9 @@ use crate::{
 const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(60);
 /// For one request that a pod waits for: two fit into a call's 90 s.
 const FOREGROUND_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// The backend ends every request within its time-out; one that is not back so much later never comes.
+const STALLED: Duration = Duration::from_secs(15);
 
 /// How a request ended.
 #[derive(Debug)]
@@ -130,11 +134,11 @@ pub(super) fn prepare(core: &Lifecycle, holdings: &Holdings, lane: Lane, request
 pub(super) async fn run<B: SecretBackend>(backend: Arc<B>, op: OpId, job: Job) -> (OpId, Outcome) {
     let outcome = match job {
         Job::Login(id, context, login, credential) => {
-            Outcome::LoggedIn(id, guarded(backend.login(context, &login, &credential)).await)
+            Outcome::LoggedIn(id, guarded(context.timeout, backend.login(context, &login, &credential)).await)
         }
         Job::Fetch(context, held, request) => {
             let sent = boot_now();
-            let answer = guarded(backend.fetch(context, &held.token, &request)).await;
+            let answer = guarded(context.timeout, backend.fetch(context, &held.token, &request)).await;
             Outcome::Fetched(match answer {
                 // That there is nothing is an answer to those who asked whether there is something.
                 Err(error) if request.optional && error.class == FailureClass::NotFound => {
@@ -144,31 +148,41 @@ pub(super) async fn run<B: SecretBackend>(backend: Arc<B>, op: OpId, job: Job) -
             })
         }
         Job::RenewSession(context, held) => {
-            Outcome::Renewed(guarded(backend.renew_session(context, &held.token)).await)
+            Outcome::Renewed(guarded(context.timeout, backend.renew_session(context, &held.token)).await)
         }
-        Job::RenewLease(context, held, lease) => {
-            Outcome::Renewed(guarded(backend.renew_lease(context, &held.token, &lease)).await)
-        }
+        Job::RenewLease(context, held, lease) => Outcome::Renewed(
+            guarded(context.timeout, backend.renew_lease(context, &held.token, &lease)).await,
+        ),
         Job::RevokeSession(context, held) => {
-            Outcome::Revoked(guarded(backend.revoke_session(context, &held.token)).await)
+            Outcome::Revoked(guarded(context.timeout, backend.revoke_session(context, &held.token)).await)
         }
-        Job::RevokeLease(context, held, lease) => {
-            Outcome::Revoked(guarded(backend.revoke_lease(context, &held.token, &lease)).await)
-        }
+        Job::RevokeLease(context, held, lease) => Outcome::Revoked(
+            guarded(context.timeout, backend.revoke_lease(context, &held.token, &lease)).await,
+        ),
         Job::Impossible(outcome) => outcome,
     };
     (op, outcome)
 }
 
-async fn guarded<T>(work: impl Future<Output = Result<T, BackendError>>) -> Result<T, BackendError> {
-    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
-        Err(BackendError {
-            class: FailureClass::Invalid,
-            message: "a defect in leasehold stopped this request; the log has its place".into(),
-            retry_after: None,
-            worth_retrying: false,
-        })
-    })
+/// Neither a panic nor a future that never ends is left for the core to wait for: every request has an end.
+async fn guarded<T>(
+    bound: Duration,
+    work: impl Future<Output = Result<T, BackendError>>,
+) -> Result<T, BackendError> {
+    let defect = |class, message: &str| {
+        Err(BackendError { class, message: message.into(), retry_after: None, worth_retrying: false })
+    };
+    match tokio::time::timeout(bound + STALLED, AssertUnwindSafe(work).catch_unwind()).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => {
+            defect(FailureClass::Invalid, "a defect in leasehold stopped this request; the log has its place")
+        }
+        Err(_) => {
+            let seconds = (bound + STALLED).as_secs();
+            error!(seconds, "a defect in leasehold: a request never ended and is given up");
+            defect(FailureClass::Transient, "a defect in leasehold kept this request from ending")
+        }
+    }
 }
 
 /// A wall-clock time in seconds, on the boot clock.
@@ -182,4 +196,111 @@ pub(super) fn on_boot_clock(wall_seconds: u64, wall_now: std::time::SystemTime, 
     } else {
         now.as_millis().saturating_sub(wall_now - wall)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        backend::ClientToken,
+        secret::SecretString,
+        spec::{ApiPath, TlsSpec},
+    };
+
+    /// Never answers, as a client whose own time-out does not work.
+    struct Wedged;
+
+    impl SecretBackend for Wedged {
+        async fn login(
+            &self,
+            _: RequestContext,
+            _: &LoginSpec,
+            _: &Credential,
+        ) -> Result<Grant, BackendError> {
+            std::future::pending().await
+        }
+
+        async fn fetch(
+            &self,
+            _: RequestContext,
+            _: &ClientToken,
+            _: &SecretRequest,
+        ) -> Result<Secret, BackendError> {
+            std::future::pending().await
+        }
+
+        async fn renew_session(&self, _: RequestContext, _: &ClientToken) -> Result<Renewed, BackendError> {
+            std::future::pending().await
+        }
+
+        async fn renew_lease(
+            &self,
+            _: RequestContext,
+            _: &ClientToken,
+            _: &str,
+        ) -> Result<Renewed, BackendError> {
+            panic!("as a defect would")
+        }
+
+        async fn revoke_session(&self, _: RequestContext, _: &ClientToken) -> Result<(), BackendError> {
+            std::future::pending().await
+        }
+
+        async fn revoke_lease(
+            &self,
+            _: RequestContext,
+            _: &ClientToken,
+            _: &str,
+        ) -> Result<(), BackendError> {
+            std::future::pending().await
+        }
+    }
+
+    fn context() -> RequestContext {
+        let tls = TlsSpec::default();
+        let connection = Connection { address: "https://vault:8200".into(), namespace: String::new(), tls };
+        RequestContext {
+            connection: Arc::new(connection),
+            timeout: BACKGROUND_TIMEOUT,
+            on_behalf_of: "prod/app-0".into(),
+            accessor: None,
+        }
+    }
+
+    fn held() -> HeldSession {
+        HeldSession { token: SecretString::new("token".into()), accessor: "accessor".into() }
+    }
+
+    /// ESO#6053: what never ends is noticed and tried again, or its volume would be silent for ever.
+    #[tokio::test(start_paused = true)]
+    async fn watchdog_detects_stall() {
+        const A_DAY: Duration = Duration::from_secs(86_400);
+        let held_by_nobody = held();
+        let unguarded = Wedged.renew_session(context(), &held_by_nobody.token);
+        assert!(tokio::time::timeout(A_DAY, unguarded).await.is_err(), "it stalls");
+        let request = Arc::new(SecretRequest::read(ApiPath::parse("secret/data/app").expect("a path")));
+        for job in [
+            Job::Fetch(context(), held(), request),
+            Job::RenewSession(context(), held()),
+            Job::RevokeSession(context(), held()),
+        ] {
+            let outcome = tokio::time::timeout(BACKGROUND_TIMEOUT * 2, run(Arc::new(Wedged), OpId(7), job));
+            let (op, outcome) = outcome.await.expect("every request ends");
+            assert_eq!(op, OpId(7));
+            let (Outcome::Fetched(Err(error)) | Outcome::Renewed(Err(error)) | Outcome::Revoked(Err(error))) =
+                outcome
+            else {
+                panic!("{outcome:?}");
+            };
+            assert_eq!(error.class, FailureClass::Transient, "it is tried again");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_one_requests_failure() {
+        let job = Job::RenewLease(context(), held(), "lease".into());
+        let (_, outcome) = run(Arc::new(Wedged), OpId(1), job).await;
+        let Outcome::Renewed(Err(error)) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(error.class, FailureClass::Invalid);
+    }
 }
