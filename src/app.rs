@@ -8,6 +8,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     admin::{self, Admin, Readiness},
+    agent,
     backend::vault::{Limits, VaultBackend},
     cli::{Cli, Command},
     command,
@@ -38,6 +39,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// What kept the process from it.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
+        Command::Agent(arguments) => agent::run(*arguments),
         Command::Version(arguments) => command::version::run(&arguments),
         Command::Check(arguments) => command::check::run(*arguments),
         Command::Render(arguments) => command::render::run(*arguments),
@@ -111,7 +113,7 @@ async fn provider(config: Config, reporting: Reporting) -> anyhow::Result<ExitCo
     };
     reporting.readiness.clear("volumes");
     // The lock is ours now, and so is the name of the control socket.
-    let control = Control::start(&config.state_dir, manager.clone())?;
+    let control = Control::start(&config.state_dir, manager.clone(), Arc::clone(&reporting.readiness))?;
 
     let node = Node {
         mounter: mounter(manager),

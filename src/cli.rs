@@ -23,6 +23,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve the Secrets Store CSI driver on unix sockets (a DaemonSet).
     Provider(Box<ProviderArgs>),
+    /// Deliver secrets within a pod: init container, native sidecar, or supervisor of a process.
+    Agent(Box<AgentArgs>),
     /// Check SecretProviderClass manifests, offline: every problem with its line. Exit status 1 on errors.
     Check(Box<CheckArgs>),
     /// Show what a SecretProviderClass would read and write: a dry run against a real server.
@@ -152,6 +154,67 @@ pub struct SandboxArgs {
         value_name = "BOOL"
     )]
     pub allow_core_dumps: bool,
+}
+
+/// `leasehold agent`. Each flag can be given by the environment variable in brackets; a flag wins.
+#[derive(Args, Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "switches of a command line")]
+pub struct AgentArgs {
+    /// The agent's file, or a folder of files that are one together.
+    #[arg(long, value_name = "FILE|DIR", env = "LEASEHOLD_CONFIG", required_unless_present = "check")]
+    pub config: Option<PathBuf>,
+    /// Render once, say until when the credentials live, and end: for init containers and Jobs. Nothing is
+    /// revoked.
+    #[arg(long)]
+    pub once: bool,
+    /// Run what follows `--` with variables of the configuration, and start it anew when they change.
+    #[arg(long)]
+    pub exec: bool,
+    /// With --exec: the program and its arguments.
+    #[arg(last = true, value_name = "COMMAND", requires = "exec")]
+    pub command: Vec<OsString>,
+    /// Ask the agent that runs whether everything is in place, and end with status 0 or 1: for probes.
+    #[arg(long)]
+    pub check: bool,
+    /// An emptyDir of the agent's own, medium Memory: what a restart needs is in it, tokens too
+    /// [default: /run/leasehold].
+    #[arg(long, value_name = "DIR", env = "LEASEHOLD_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where /livez, /readyz and /metrics are; nowhere where not given.
+    #[arg(long, value_name = "[HOST]:PORT", env = "LEASEHOLD_HEALTH_ADDR")]
+    pub health_addr: Option<String>,
+    /// Revoke what was made when told to stop.
+    #[arg(long, env = "LEASEHOLD_REVOKE_ON_SHUTDOWN", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_parser = config::parse_bool, value_name = "BOOL")]
+    pub revoke_on_shutdown: Option<bool>,
+    /// Let onChange.command run programs.
+    #[arg(long, env = "LEASEHOLD_ALLOW_COMMANDS", num_args = 0..=1, require_equals = true,
+        default_value = "false", default_missing_value = "true", value_parser = config::parse_bool,
+        value_name = "BOOL")]
+    pub allow_commands: bool,
+    /// Let every folder be on a disk.
+    #[arg(long, env = "LEASEHOLD_DISK_BACKED", num_args = 0..=1, require_equals = true,
+        default_value = "false", default_missing_value = "true", value_parser = config::parse_bool,
+        value_name = "BOOL")]
+    pub disk_backed: bool,
+    /// Print the configuration in our own words, and exit.
+    #[arg(long)]
+    pub print_config: bool,
+    /// The most talkative lines to log.
+    #[arg(long, env = "LEASEHOLD_LOG_LEVEL", ignore_case = true, value_name = "LEVEL")]
+    pub log_level: Option<LogLevel>,
+    /// How log lines look.
+    #[arg(
+        long,
+        env = "LEASEHOLD_LOG_FORMAT",
+        ignore_case = true,
+        default_value = "text",
+        value_name = "FORMAT"
+    )]
+    pub log_format: LogFormat,
+    /// What the configuration falls back to.
+    #[command(flatten)]
+    pub vault: VaultFlags,
 }
 
 /// The rules for SecretProviderClasses, and what their parameters fall back to: of `provider`, and of the
@@ -385,7 +448,14 @@ server_flags!(OpenbaoFlags, "openbao", "LEASEHOLD_OPENBAO_", "BAO_", "Defaults f
 pub fn normalise(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments = arguments.into_iter();
     let program = arguments.next();
-    let mut rest: Vec<OsString> = arguments.map(two_dashes).collect();
+    // What follows `--` is another program's.
+    let mut ours = true;
+    let mut rest: Vec<OsString> = arguments
+        .map(|argument| {
+            ours &= argument != "--";
+            if ours { two_dashes(argument) } else { argument }
+        })
+        .collect();
     let is = |argument: &OsString, names: &[&str]| names.iter().any(|name| argument == name);
     let flags_first = rest.first().is_some_and(|first| first.to_string_lossy().starts_with('-'));
     if flags_first && !is(&rest[0], &["--help", "-h"]) {
@@ -453,6 +523,7 @@ mod tests {
                 "provider --endpoint=/provider/vault.sock --log-level=info",
             ),
             ("provider -state-dir /run/x", "provider --state-dir /run/x"),
+            ("agent -config f --exec -- java -version", "agent --config f --exec -- java -version"),
         ] {
             assert_eq!(normalised(given), expected);
         }

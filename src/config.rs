@@ -321,6 +321,11 @@ fn warnings(flags: &ProviderArgs) -> Vec<String> {
     warnings
 }
 
+/// What is logged, of commands that have these two flags.
+pub(crate) fn log(level: Option<LogLevel>, format: crate::telemetry::LogFormat) -> LogConfig {
+    LogConfig { level: self::level(level, false), format }
+}
+
 fn level(level: Option<LogLevel>, debug: bool) -> Option<Level> {
     match level {
         None if debug => Some(Level::DEBUG),
@@ -372,7 +377,10 @@ fn health_address(value: String) -> Result<String, ConfigError> {
 }
 
 /// One provider's defaults: the flag, else the first variable that is set and not empty.
-fn defaults(
+///
+/// # Errors
+/// When a variable is no boolean.
+pub(crate) fn defaults(
     flags: &ServerFlags,
     prefixes: &[&str],
     environment: impl Fn(&str) -> Option<String>,

@@ -21,6 +21,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
+    admin::Readiness,
     provider::{
         ListenError,
         listener::{Socket, is_trusted},
@@ -50,6 +51,8 @@ pub enum Request {
     List,
     /// Check values now.
     Refresh(Selector),
+    /// Whether everything is in place.
+    Ready,
 }
 
 /// What is answered.
@@ -60,6 +63,13 @@ pub enum Answer {
     Volumes(Vec<VolumeReport>),
     /// To [`Request::Refresh`]: how many volumes are checked.
     Refreshed(usize),
+    /// To [`Request::Ready`].
+    Ready {
+        /// Whether nothing blocks.
+        ready: bool,
+        /// A line for each part that is not well.
+        report: String,
+    },
     /// The request cannot be answered.
     Error(String),
 }
@@ -114,10 +124,14 @@ impl Control {
     ///
     /// # Errors
     /// When it cannot be bound.
-    pub fn start(state_dir: &Path, manager: VolumeManager) -> Result<Self, ListenError> {
+    pub fn start(
+        state_dir: &Path,
+        manager: VolumeManager,
+        readiness: Arc<Readiness>,
+    ) -> Result<Self, ListenError> {
         let socket = Arc::new(Socket::bind(&state_dir.join(SOCKET))?);
         info!(path = %socket.path().display(), "control socket");
-        let task = tokio::spawn(serve(Arc::clone(&socket), manager));
+        let task = tokio::spawn(serve(Arc::clone(&socket), manager, readiness));
         Ok(Self { socket, task })
     }
 
@@ -134,7 +148,7 @@ impl Drop for Control {
     }
 }
 
-async fn serve(socket: Arc<Socket>, manager: VolumeManager) {
+async fn serve(socket: Arc<Socket>, manager: VolumeManager, readiness: Arc<Readiness>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         let stream = match socket.accept().await {
@@ -148,9 +162,9 @@ async fn serve(socket: Arc<Socket>, manager: VolumeManager) {
         if !is_trusted(&stream, socket.path()) {
             continue;
         }
-        let manager = manager.clone();
+        let (manager, readiness) = (manager.clone(), Arc::clone(&readiness));
         tokio::spawn(async move {
-            match tokio::time::timeout(MAX_LIFE, answer(stream, &manager)).await {
+            match tokio::time::timeout(MAX_LIFE, answer(stream, &manager, &readiness)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => debug!(%error, "an exchange on the control socket failed"),
                 Err(_) => debug!("an exchange on the control socket took too long"),
@@ -160,10 +174,14 @@ async fn serve(socket: Arc<Socket>, manager: VolumeManager) {
     }
 }
 
-async fn answer(mut stream: UnixStream, manager: &VolumeManager) -> io::Result<()> {
+async fn answer(mut stream: UnixStream, manager: &VolumeManager, readiness: &Readiness) -> io::Result<()> {
     let answer = match read(&mut stream).await? {
         Ok(Request::List) => manager.list().await.map(Answer::Volumes),
         Ok(Request::Refresh(selector)) => manager.refresh(selector).await.map(Answer::Refreshed),
+        Ok(Request::Ready) => {
+            let (ready, report) = readiness.report();
+            Some(Answer::Ready { ready, report })
+        }
         Err(message) => Some(Answer::Error(message)),
     };
     let answer = answer.unwrap_or_else(|| Answer::Error("leasehold is stopping".into()));

@@ -5,6 +5,7 @@
 //! everything before it is pure; only the shell performs requests, and only [`projection`] writes files.
 
 pub mod admin;
+pub mod agent;
 pub mod app;
 pub mod backend;
 pub mod check;

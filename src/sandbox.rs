@@ -124,6 +124,14 @@ fn forbid_core_dumps() -> Outcome {
     }
 }
 
+/// For the in-pod agent, which may start processes that are not its own to confine: no core file of it and no
+/// ptrace by others of its user, and nothing that a child inherits.
+pub fn forbid_own_core_dumps() {
+    if let Err(error) = prctl::set_dumpable(false) {
+        warn!(%error, "a core dump of this process could not be forbidden");
+    }
+}
+
 fn threads() -> usize {
     fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
 }

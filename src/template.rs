@@ -18,6 +18,8 @@
 //! # }
 //! ```
 
+pub(crate) use time::rfc3339;
+
 mod budget;
 mod calls;
 mod exec;

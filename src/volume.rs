@@ -230,6 +230,7 @@ pub struct Change {
 
 #[derive(Debug)]
 enum Command {
+    Forget(VolumeKey),
     Release(Reply<()>),
     Mount(Box<MountCommand>, Reply<Result<MountAnswer, MountFailure>>),
     List(Reply<Vec<VolumeReport>>),
@@ -272,6 +273,12 @@ impl VolumeManager {
     /// Checks values now; how many volumes that concerns, `None` when the worker has stopped.
     pub async fn refresh(&self, selector: Selector) -> Option<usize> {
         self.ask(|reply| Command::Refresh(selector, reply)).await
+    }
+
+    /// Gives up one volume, as if it had been unmounted. Its files stay.
+    pub async fn forget(&self, key: VolumeKey) {
+        // A worker that has stopped has given up all of them.
+        let _ = self.commands.send(Command::Forget(key)).await;
     }
 
     /// Gives up every volume and waits until what was made for them is revoked. The files stay. Bounded by the

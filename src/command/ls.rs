@@ -21,7 +21,9 @@ pub fn run(arguments: &LsArgs) -> anyhow::Result<ExitCode> {
     let volumes = match control::ask(&arguments.state_dir, &Request::List)? {
         Answer::Volumes(volumes) => volumes,
         Answer::Error(message) => bail!("{message}"),
-        Answer::Refreshed(_) => bail!("the agent answered something else: is it of this version?"),
+        Answer::Refreshed(_) | Answer::Ready { .. } => {
+            bail!("the agent answered something else: is it of this version?")
+        }
     };
     let text = match arguments.output {
         ListFormat::Json => {

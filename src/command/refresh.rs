@@ -29,6 +29,8 @@ pub fn run(arguments: RefreshArgs) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         (Answer::Error(message), _) => bail!("{message}"),
-        (Answer::Volumes(_), _) => bail!("the agent answered something else: is it of this version?"),
+        (Answer::Volumes(_) | Answer::Ready { .. }, _) => {
+            bail!("the agent answered something else: is it of this version?")
+        }
     }
 }

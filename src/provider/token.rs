@@ -162,8 +162,23 @@ pub fn subject(jwt: &SecretString) -> Option<PodIdentity> {
     Some(PodIdentity { namespace, name: pod.name, uid: pod.uid, service_account: serviceaccount.name })
 }
 
+/// A token for a login whose claims nobody compares: the pod's own, which it may use as it likes. `None` for
+/// what is no JWT. Its ServiceAccount's uid is its subject where it is no ServiceAccount's.
+pub fn unbound(jwt: SecretString) -> Option<ServiceAccountToken> {
+    let claims = Claims::decode(&jwt).ok()?;
+    let uid = claims.kubernetes.serviceaccount.uid;
+    Some(ServiceAccountToken {
+        jwt,
+        service_account_uid: if uid.is_empty() { claims.sub } else { uid },
+        expires_at: claims.exp.map(|seconds| seconds.0),
+        issued_at: claims.iat.or(claims.nbf).map(|seconds| seconds.0),
+    })
+}
+
 #[derive(Deserialize)]
 struct Claims {
+    #[serde(default)]
+    sub: String,
     #[serde(default)]
     aud: Audiences,
     exp: Option<Seconds>,
@@ -226,6 +241,15 @@ impl<'de> Deserialize<'de> for Seconds {
 
 impl Claims {
     fn of(jwt: &SecretString) -> Result<Self, &'static str> {
+        let claims = Self::decode(jwt)?;
+        let account = &claims.kubernetes.serviceaccount;
+        if claims.kubernetes.namespace.is_empty() || account.name.is_empty() || account.uid.is_empty() {
+            return Err("its claims name no namespace and ServiceAccount");
+        }
+        Ok(claims)
+    }
+
+    fn decode(jwt: &SecretString) -> Result<Self, &'static str> {
         let jwt = jwt.expose();
         if jwt.len() > MAX_TOKEN {
             return Err("it has more than 64 KiB");
@@ -243,10 +267,6 @@ impl Claims {
             claims.kubernetes.namespace = std::mem::take(&mut claims.legacy_namespace);
             claims.kubernetes.serviceaccount.name = std::mem::take(&mut claims.legacy_name);
             claims.kubernetes.serviceaccount.uid = std::mem::take(&mut claims.legacy_uid);
-        }
-        let account = &claims.kubernetes.serviceaccount;
-        if claims.kubernetes.namespace.is_empty() || account.name.is_empty() || account.uid.is_empty() {
-            return Err("its claims name no namespace and ServiceAccount");
         }
         Ok(claims)
     }

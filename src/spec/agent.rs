@@ -185,6 +185,20 @@ pub struct Exec {
     pub stop_timeout: Duration,
 }
 
+impl Exec {
+    /// A process whose environment is not ours to make.
+    pub fn plain() -> Self {
+        Self {
+            command: Vec::new(),
+            environment: None,
+            maps: BTreeSet::new(),
+            restart: Restart::Always,
+            restart_signal: nix::sys::signal::Signal::SIGTERM,
+            stop_timeout: STOP_TIMEOUT,
+        }
+    }
+}
+
 /// A file of the in-pod agent, understood.
 #[derive(Clone, Debug)]
 pub struct AgentFile {

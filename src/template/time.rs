@@ -175,7 +175,7 @@ pub(super) fn format(nanos: i128, layout: &str) -> String {
 }
 
 /// As encoding/json writes a time.
-pub(super) fn rfc3339(nanos: i128) -> String {
+pub(crate) fn rfc3339(nanos: i128) -> String {
     format(nanos, "2006-01-02T15:04:05.999999999Z07:00")
 }
 

@@ -268,6 +268,7 @@ impl<B: SecretBackend> Worker<B> {
     fn command(&mut self, command: Command) {
         match command {
             Command::Mount(mount, reply) => self.mount(*mount, reply),
+            Command::Forget(key) => self.feed(Event::Unmounted(key)),
             Command::Release(reply) => {
                 self.releasing = Some(reply);
                 let now = boot_now();

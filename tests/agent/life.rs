@@ -1,0 +1,211 @@
+//! From the first render to the end.
+
+use std::{fs, time::Duration};
+
+use nix::sys::signal::Signal;
+
+use crate::{
+    pod::{GROUP, Pod, USER},
+    support::{SOON, bao::REVOCATION, http::Reply, proxy::Fault, until},
+};
+
+#[tokio::test]
+async fn a_restricted_pod_gets_its_files_and_gives_all_back_at_sigterm() {
+    let pod = Pod::new("restrict").await;
+    pod.put("password", "one").await;
+    pod.configure(&[pod.kv("password"), pod.database()], "");
+    let refused = pod.within(|| nix::mount::umount2("/nowhere", nix::mount::MntFlags::empty()));
+    assert_eq!(refused, Err(nix::errno::Errno::EPERM), "the filter is in force");
+
+    let mut agent = pod.agent(&[]);
+    pod.ready(&mut agent).await;
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    assert_eq!(line("Uid:").split_whitespace().next(), Some("65532"), "{}", agent.log());
+    assert_eq!((line("CapEff:"), line("CapBnd:")), ("0".repeat(16), "0".repeat(16)));
+    assert_eq!((line("NoNewPrivs:"), line("Seccomp:")), ("1".into(), "2".into()));
+
+    assert_eq!(pod.read("secrets/password").unwrap(), "one");
+    assert_eq!(pod.status("secrets/password"), (0o440, USER, GROUP), "for the pod's fsGroup");
+    let (user, password) = pod.credential();
+    pod.ground.postgres.login(&user, &password).await.unwrap();
+    let logins = pod.requests()["auth/k8s-restrict/login"];
+    assert_eq!(logins, 1, "one set of credentials: {:?}", pod.requests());
+
+    agent.signal(Signal::SIGTERM);
+    let ended = agent.wait(SOON).await;
+    assert!(ended.success(), "{ended}: {}", agent.log());
+    until("the database user is gone", REVOCATION, async || {
+        pod.ground.postgres.login(&user, &password).await.is_err().then_some(())
+    })
+    .await;
+    assert_eq!(pod.requests()["auth/token/revoke-self"], 1);
+}
+
+#[tokio::test]
+async fn revoking_at_the_end_can_be_switched_off() {
+    let pod = Pod::new("keep").await;
+    pod.configure(&[pod.database()], "revokeOnShutdown: false\n");
+    let mut agent = pod.agent(&[]);
+    pod.ready(&mut agent).await;
+    let (user, password) = pod.credential();
+    agent.signal(Signal::SIGTERM);
+    assert!(agent.wait(SOON).await.success(), "{}", agent.log());
+    pod.ground.postgres.login(&user, &password).await.unwrap();
+    assert!(!pod.requests().contains_key("auth/token/revoke-self"), "{:?}", pod.requests());
+}
+
+#[tokio::test]
+async fn a_killed_agent_comes_back_without_a_second_credential() {
+    let pod = Pod::new("killed").await;
+    pod.put("password", "one").await;
+    pod.configure(&[pod.kv("password"), pod.database()], "");
+    let mut agent = pod.agent(&[]);
+    pod.ready(&mut agent).await;
+    let before = pod.credential();
+    agent.kill();
+    pod.proxy.forget();
+    let mut agent = pod.agent(&[]);
+    pod.ready(&mut agent).await;
+    assert_eq!(pod.credential(), before);
+    assert_eq!(pod.proxy.requests(), Vec::<String>::new(), "a restart asks for nothing");
+
+    // What it took up it still keeps true, and gives back.
+    pod.put("password", "two").await;
+    pod.refresh().await;
+    until("the new value is there", SOON, async || {
+        (pod.read("secrets/password").unwrap() == "two").then_some(())
+    })
+    .await;
+    agent.signal(Signal::SIGTERM);
+    assert!(agent.wait(SOON).await.success());
+    until("the database user is gone", REVOCATION, async || {
+        pod.ground.postgres.login(&before.0, &before.1).await.is_err().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn once_says_until_when_and_a_sidecar_takes_over() {
+    let pod = Pod::new("once").await;
+    pod.configure(&[pod.database()], "");
+    let mut once = pod.agent(&["--once"]);
+    assert!(once.wait(SOON).await.success(), "{}", once.log());
+    let said = once.log();
+    assert!(said.contains("1 objects rendered; its credentials live until 20"), "{said}");
+    let before = pod.credential();
+    pod.ground.postgres.login(&before.0, &before.1).await.unwrap();
+    pod.proxy.forget();
+    let mut agent = pod.agent(&[]);
+    pod.ready(&mut agent).await;
+    assert_eq!((pod.credential(), pod.proxy.count()), (before, 0), "the init container's credential serves on");
+}
+
+#[tokio::test]
+async fn a_rotated_token_is_what_the_next_login_uses() {
+    let pod = Pod::new("rotate").await;
+    pod.configure(&[pod.database()], "");
+    let mut agent = pod.agent(&[]);
+    pod.ready(&mut agent).await;
+    let before = pod.credential();
+    // Its iat must differ from the first one's, in whole seconds.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let fresh = pod.project_token(Duration::from_secs(7200));
+    until("the agent holds the fresh token", SOON, async || {
+        let held = pod.within({
+            let state = pod.path("state/agent/volumes");
+            move || {
+                let entry = fs::read_dir(state).unwrap().next().unwrap().unwrap();
+                fs::read_to_string(entry.path()).unwrap()
+            }
+        });
+        held.contains(&fresh).then_some(())
+    })
+    .await;
+    assert_eq!(pod.credential(), before, "a fresh token alone changes nothing");
+    pod.proxy.forget();
+    let accessors = pod.ground.bao.list("auth/token/accessors").await;
+    for accessor in accessors {
+        let found = pod.ground.bao.call(
+            reqwest::Method::POST,
+            "auth/token/lookup-accessor",
+            Some(serde_json::json!({"accessor": accessor})),
+        );
+        if found.await.body["data"]["path"] == "auth/k8s-rotate/login" {
+            pod.ground.bao.write("auth/token/revoke-accessor", serde_json::json!({"accessor": accessor})).await;
+        }
+    }
+    pod.refresh().await;
+    let login = until("the agent logs in anew", SOON, async || {
+        pod.proxy.seen().into_iter().find(|seen| seen.path == "auth/k8s-rotate/login")
+    })
+    .await;
+    assert!(String::from_utf8_lossy(&login.body).contains(&fresh), "with the fresh token");
+    until("the credential is replaced", SOON, async || (pod.credential() != before).then_some(())).await;
+    let (user, password) = pod.credential();
+    pod.ground.postgres.login(&user, &password).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_folder_on_disk_is_refused_unless_asked_for() {
+    let pod = Pod::new("disk").await;
+    pod.put("password", "one").await;
+    let folder = |more: &str| {
+        format!(
+            "{}folders:\n- path: {}\n  objects: [{}]\n{more}",
+            pod.head(),
+            pod.path("disk").display(),
+            pod.kv("password")
+        )
+    };
+    pod.replace("config/agent.yaml", &folder(""));
+    let mut once = pod.agent(&["--once"]);
+    assert_eq!(once.wait(SOON).await.code(), Some(1));
+    assert!(once.log().contains("medium: Memory, or set diskBacked: true"), "{}", once.log());
+    assert!(pod.read("disk/password").is_err());
+    pod.replace("config/agent.yaml", &folder("  diskBacked: true\n"));
+    let mut once = pod.agent(&["--once"]);
+    assert!(once.wait(SOON).await.success(), "{}", once.log());
+    assert_eq!(pod.read("disk/password").unwrap(), "one");
+}
+
+#[tokio::test]
+async fn an_edit_is_taken_up_and_a_broken_one_is_told_of() {
+    let pod = Pod::new("edit").await;
+    pod.put("a", "one").await;
+    pod.put("b", "two").await;
+    pod.configure(&[pod.kv("a")], "");
+    let mut agent = pod.agent(&[]);
+    pod.ready(&mut agent).await;
+    pod.configure(&[pod.kv("a").replace("secretKey", "secretkey")], "");
+    agent.logged("did you mean secretKey?", SOON).await;
+    let (status, report) = pod.check().await;
+    assert!(status.success() && report.contains("configuration: degraded"), "{report}");
+    assert_eq!(pod.read("secrets/a").unwrap(), "one", "the old one goes on");
+    pod.configure(&[pod.kv("b")], "");
+    until("the edit is followed", SOON, async || {
+        (pod.read("secrets/b").ok()? == "two" && pod.read("secrets/a").is_err()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn not_ready_before_the_first_render() {
+    let pod = Pod::new("probe").await;
+    pod.put("a", "one").await;
+    pod.configure(&[pod.kv("a")], "");
+    pod.proxy.rule(|_| {
+        Fault::Answer(Reply::json(503, &serde_json::json!({"errors": ["Vault is sealed"]})))
+    });
+    let mut agent = pod.agent(&[]);
+    let report = until("the probe is answered", SOON, async || {
+        agent.assert_running();
+        let (status, report) = pod.check().await;
+        report.contains("folders: blocked").then_some((status, report))
+    })
+    .await;
+    assert_eq!(report.0.code(), Some(1), "{}", report.1);
+    pod.proxy.heal();
+    pod.ready(&mut agent).await;
+    assert_eq!(pod.read("secrets/a").unwrap(), "one");
+}
