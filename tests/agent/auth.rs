@@ -28,7 +28,11 @@ async fn works(pod: &Pod) -> (String, String) {
     let mut agent = pod.agent(&[]);
     pod.ready(&mut agent).await;
     let (user, password) = pod.credential();
-    pod.ground.postgres.login(&user, &password).await.unwrap_or_else(|error| panic!("{error}: {}", agent.log()));
+    pod.ground
+        .postgres
+        .login(&user, &password)
+        .await
+        .unwrap_or_else(|error| panic!("{error}: {}", agent.log()));
     agent.signal(Signal::SIGTERM);
     assert!(agent.wait(SOON).await.success(), "{}", agent.log());
     (user, password)
@@ -94,7 +98,8 @@ async fn with_an_approle_whose_secret_id_is_wrapped() {
             .post(format!("{}/v1/{path}", pod.ground.bao.url()))
             .header("x-vault-token", "root")
             .header("x-vault-wrap-ttl", "60s");
-        let answer: Value = serde_json::from_slice(&request.send().await.unwrap().bytes().await.unwrap()).unwrap();
+        let answer: Value =
+            serde_json::from_slice(&request.send().await.unwrap().bytes().await.unwrap()).unwrap();
         answer["wrap_info"]["token"].as_str().unwrap().to_owned()
     };
     let first = wrapped().await;
@@ -150,7 +155,11 @@ async fn with_a_token_that_is_not_ours_to_revoke() {
     };
     let first = make().await;
     pod.replace("token/vault-token", &first);
-    configure(&pod, &format!("{{method: token, tokenPath: {}}}", pod.path("token/vault-token").display()), "");
+    configure(
+        &pod,
+        &format!("{{method: token, tokenPath: {}}}", pod.path("token/vault-token").display()),
+        "",
+    );
     let alive = async |token: &str| {
         let answer = pod.ground.bao.with_token(token).call(Method::GET, "auth/token/lookup-self", None).await;
         answer.status == 200
@@ -163,7 +172,8 @@ async fn with_a_token_that_is_not_ours_to_revoke() {
     // Another token in the file is another session, and what the first one made is left to it.
     let second = make().await;
     pod.replace("token/vault-token", &second);
-    until("the credential is of the new token", SOON, async || (pod.credential() != before).then_some(())).await;
+    until("the credential is of the new token", SOON, async || (pod.credential() != before).then_some(()))
+        .await;
     pod.ground.bao.with_token(&first).write("auth/token/revoke-self", json!({})).await;
     let (user, password) = pod.credential();
     pod.ground.postgres.login(&user, &password).await.unwrap();

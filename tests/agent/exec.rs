@@ -24,7 +24,10 @@ fn configuration(pod: &Pod, more: &str) -> String {
 async fn a_process_gets_its_environment_and_a_new_one_when_it_changes() {
     let pod = Pod::new("exec").await;
     let quoted = "it's \"quoted\" $HOME\nline two";
-    pod.ground.bao.put_secret("exec/settings", json!({"COLOUR": "red", "QUOTED": quoted, "PORT": 8080})).await;
+    pod.ground
+        .bao
+        .put_secret("exec/settings", json!({"COLOUR": "red", "QUOTED": quoted, "PORT": 8080}))
+        .await;
     pod.replace("config/agent.yaml", &configuration(&pod, ""));
     let script = "trap 'echo asked to end; exit 0' TERM; echo \"colour=$COLOUR port=$PORT\"; echo \"quoted=$QUOTED\"; \
                   echo \"dsn=$DSN\"; while :; do sleep 0.05; done";
@@ -42,7 +45,12 @@ async fn a_process_gets_its_environment_and_a_new_one_when_it_changes() {
     pod.refresh().await;
     agent.logged("asked to end", SOON).await;
     agent.logged("colour=blue port=8080", SOON).await;
-    assert_eq!(agent.log().matches(&format!("dsn={user}")).count(), 2, "the credential is the same one: {}", agent.log());
+    assert_eq!(
+        agent.log().matches(&format!("dsn={user}")).count(),
+        2,
+        "the credential is the same one: {}",
+        agent.log()
+    );
 
     // SIGTERM goes to the process, and only then is what it used given back.
     agent.signal(Signal::SIGTERM);

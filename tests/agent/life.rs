@@ -20,7 +20,8 @@ async fn a_restricted_pod_gets_its_files_and_gives_all_back_at_sigterm() {
     let mut agent = pod.agent(&[]);
     pod.ready(&mut agent).await;
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
-    let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    let line =
+        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
     assert_eq!(line("Uid:").split_whitespace().next(), Some("65532"), "{}", agent.log());
     assert_eq!((line("CapEff:"), line("CapBnd:")), ("0".repeat(16), "0".repeat(16)));
     assert_eq!((line("NoNewPrivs:"), line("Seccomp:")), ("1".into(), "2".into()));
@@ -98,13 +99,18 @@ async fn once_says_until_when_and_a_sidecar_takes_over() {
     pod.proxy.forget();
     let mut agent = pod.agent(&[]);
     pod.ready(&mut agent).await;
-    assert_eq!((pod.credential(), pod.proxy.count()), (before, 0), "the init container's credential serves on");
+    assert_eq!(
+        (pod.credential(), pod.proxy.count()),
+        (before, 0),
+        "the init container's credential serves on"
+    );
 }
 
 #[tokio::test]
 async fn a_rotated_token_is_what_the_next_login_uses() {
     let pod = Pod::new("rotate").await;
-    pod.configure(&[pod.database()], "");
+    pod.put("a", "one").await;
+    pod.configure(&[pod.kv("a"), pod.database()], "");
     let mut agent = pod.agent(&[]);
     pod.ready(&mut agent).await;
     let before = pod.credential();
@@ -132,7 +138,10 @@ async fn a_rotated_token_is_what_the_next_login_uses() {
             Some(serde_json::json!({"accessor": accessor})),
         );
         if found.await.body["data"]["path"] == "auth/k8s-rotate/login" {
-            pod.ground.bao.write("auth/token/revoke-accessor", serde_json::json!({"accessor": accessor})).await;
+            pod.ground
+                .bao
+                .write("auth/token/revoke-accessor", serde_json::json!({"accessor": accessor}))
+                .await;
         }
     }
     pod.refresh().await;
@@ -194,9 +203,7 @@ async fn not_ready_before_the_first_render() {
     let pod = Pod::new("probe").await;
     pod.put("a", "one").await;
     pod.configure(&[pod.kv("a")], "");
-    pod.proxy.rule(|_| {
-        Fault::Answer(Reply::json(503, &serde_json::json!({"errors": ["Vault is sealed"]})))
-    });
+    pod.proxy.rule(|_| Fault::Answer(Reply::json(503, &serde_json::json!({"errors": ["Vault is sealed"]}))));
     let mut agent = pod.agent(&[]);
     let report = until("the probe is answered", SOON, async || {
         agent.assert_running();

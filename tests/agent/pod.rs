@@ -103,7 +103,9 @@ impl Pod {
         fs::set_permissions(dir.path().join("disk"), fs::Permissions::from_mode(0o2777)).unwrap();
         let worker = Worker::new("pod");
         let root = dir.path().to_owned();
-        worker.run(move || isolate(&root)).unwrap_or_else(|error| panic!("make the pod's namespace: {error}"));
+        worker
+            .run(move || isolate(&root))
+            .unwrap_or_else(|error| panic!("make the pod's namespace: {error}"));
         let identity = cluster::Pod::new("prod", "app-0", "app");
         let pod = Self { ground, name, proxy, identity, worker, dir, health: free_port() };
         pod.project_token(Duration::from_secs(3600));
@@ -188,8 +190,21 @@ impl Pod {
     pub fn run(&self, program: &Path, configure: impl FnOnce(&mut Command)) -> Process {
         let (user, group) = (USER.to_string(), GROUP.to_string());
         let wrapper = [
-            "--reuid", &user, "--regid", &user, "--groups", &group, "--bounding-set", "-all", "--inh-caps", "-all",
-            "--ambient-caps", "-all", "--no-new-privs", "--pdeathsig", "KILL",
+            "--reuid",
+            &user,
+            "--regid",
+            &user,
+            "--groups",
+            &group,
+            "--bounding-set",
+            "-all",
+            "--inh-caps",
+            "-all",
+            "--ambient-caps",
+            "-all",
+            "--no-new-privs",
+            "--pdeathsig",
+            "KILL",
         ];
         let name = program.file_name().unwrap().to_string_lossy().into_owned();
         // The outer setpriv sets what a change of user takes away again, so the inner one does all.
@@ -284,14 +299,41 @@ fn isolate(root: &Path) -> io::Result<()> {
 /// What Docker's and containerd's default profiles refuse to a container without capabilities.
 fn refuse_system_calls() -> io::Result<()> {
     let refused = [
-        libc::SYS_acct, libc::SYS_add_key, libc::SYS_bpf, libc::SYS_clock_settime, libc::SYS_delete_module,
-        libc::SYS_finit_module, libc::SYS_init_module, libc::SYS_ioperm, libc::SYS_iopl, libc::SYS_kexec_load,
-        libc::SYS_keyctl, libc::SYS_mount, libc::SYS_move_pages, libc::SYS_open_by_handle_at,
-        libc::SYS_perf_event_open, libc::SYS_pivot_root, libc::SYS_process_vm_readv, libc::SYS_process_vm_writev,
-        libc::SYS_ptrace, libc::SYS_quotactl, libc::SYS_reboot, libc::SYS_request_key, libc::SYS_setns,
-        libc::SYS_settimeofday, libc::SYS_swapoff, libc::SYS_swapon, libc::SYS_syslog, libc::SYS_umount2,
-        libc::SYS_unshare, libc::SYS_userfaultfd, libc::SYS_io_uring_setup, libc::SYS_fsopen, libc::SYS_fsmount,
-        libc::SYS_move_mount, libc::SYS_open_tree,
+        libc::SYS_acct,
+        libc::SYS_add_key,
+        libc::SYS_bpf,
+        libc::SYS_clock_settime,
+        libc::SYS_delete_module,
+        libc::SYS_finit_module,
+        libc::SYS_init_module,
+        libc::SYS_ioperm,
+        libc::SYS_iopl,
+        libc::SYS_kexec_load,
+        libc::SYS_keyctl,
+        libc::SYS_mount,
+        libc::SYS_move_pages,
+        libc::SYS_open_by_handle_at,
+        libc::SYS_perf_event_open,
+        libc::SYS_pivot_root,
+        libc::SYS_process_vm_readv,
+        libc::SYS_process_vm_writev,
+        libc::SYS_ptrace,
+        libc::SYS_quotactl,
+        libc::SYS_reboot,
+        libc::SYS_request_key,
+        libc::SYS_setns,
+        libc::SYS_settimeofday,
+        libc::SYS_swapoff,
+        libc::SYS_swapon,
+        libc::SYS_syslog,
+        libc::SYS_umount2,
+        libc::SYS_unshare,
+        libc::SYS_userfaultfd,
+        libc::SYS_io_uring_setup,
+        libc::SYS_fsopen,
+        libc::SYS_fsmount,
+        libc::SYS_move_mount,
+        libc::SYS_open_tree,
     ];
     let filter = SeccompFilter::new(
         refused.into_iter().map(|call| (call, Vec::new())).collect(),
@@ -299,7 +341,6 @@ fn refuse_system_calls() -> io::Result<()> {
         SeccompAction::Errno(u32::try_from(libc::EPERM).unwrap()),
         std::env::consts::ARCH.try_into().map_err(io::Error::other)?,
     );
-    let program: seccompiler::BpfProgram =
-        filter.and_then(TryInto::try_into).map_err(io::Error::other)?;
+    let program: seccompiler::BpfProgram = filter.and_then(TryInto::try_into).map_err(io::Error::other)?;
     seccompiler::apply_filter(&program).map_err(io::Error::other)
 }

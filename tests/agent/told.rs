@@ -35,7 +35,11 @@ async fn a_change_is_told_by_signal_request_and_file() {
         .boxed()
     });
     let touched = pod.path("secrets/.changed");
-    let a = pod.kv("a").replacen('}', &format!(", onChange: {{http: {{url: \"http://{}/-/reload?x=1\"}}}}}}", server.address()), 1);
+    let a = pod.kv("a").replacen(
+        '}',
+        &format!(", onChange: {{http: {{url: \"http://{}/-/reload?x=1\"}}}}}}", server.address()),
+        1,
+    );
     let folder = format!(
         "{}folders:\n- path: {}\n  onChange:\n    signal: {{process: lh-told-app, signal: SIGUSR1}}\n    touch: {}\n  objects: [{a}, {}]\n",
         pod.head(),
@@ -46,7 +50,10 @@ async fn a_change_is_told_by_signal_request_and_file() {
     pod.replace("config/agent.yaml", &folder);
     let mut agent = pod.agent(&[]);
     pod.ready(&mut agent).await;
-    assert!(application.exited().is_none() && pod.read("secrets/.changed").is_err(), "the first content is no change");
+    assert!(
+        application.exited().is_none() && pod.read("secrets/.changed").is_err(),
+        "the first content is no change"
+    );
 
     pod.put("b", "two").await;
     pod.refresh().await;
