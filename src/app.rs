@@ -14,11 +14,12 @@ use crate::{
     command,
     config::Config,
     control::Control,
+    kubernetes::{self, Cluster, PodReader, Recorder, TokenRequests},
     metrics::Metrics,
     projection::mounts::MountTable,
     provider::{Edge, Mounter, Node},
     sandbox, telemetry,
-    volume::{Journal, JournalError, Settings, Targets, VolumeManager},
+    volume::{Journal, JournalError, Observer, Settings, Targets, Transition, VolumeManager},
 };
 
 mod reach;
@@ -106,9 +107,11 @@ async fn provider(config: Config, reporting: Reporting) -> anyhow::Result<ExitCo
         Admin { metrics: Arc::clone(&reporting.metrics), readiness: Arc::clone(&reporting.readiness) };
     let admin = tokio::spawn(admin.serve(health));
 
+    let (cluster, recorder) = kubernetes(&config, &reporting)?;
+
     // May wait long for the state folder's lock, until a predecessor has gone.
     let manager = tokio::select! {
-        manager = start_volumes(&config, &reporting) => manager?,
+        manager = start_volumes(&config, &reporting, recorder) => manager?,
         () = signals.terminated() => return Ok(ExitCode::SUCCESS),
     };
     reporting.readiness.clear("volumes");
@@ -120,6 +123,7 @@ async fn provider(config: Config, reporting: Reporting) -> anyhow::Result<ExitCo
         policy: config.policy,
         defaults: config.defaults,
         kubelet_root: config.kubelet_root,
+        cluster,
         metrics: Arc::clone(&reporting.metrics),
     };
     let edge = Edge::start(node, &config.endpoints, config.authority_shim)?;
@@ -136,8 +140,34 @@ async fn provider(config: Config, reporting: Reporting) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
+/// What of the API server is used, as far as the options ask for it.
+fn kubernetes(config: &Config, reporting: &Reporting) -> anyhow::Result<(Cluster, Option<Recorder>)> {
+    let options = config.kubernetes;
+    if !options.any() {
+        return Ok((Cluster::default(), None));
+    }
+    let client = kubernetes::connect()?;
+    info!(
+        pod_events = options.pod_events,
+        token_request = options.token_request,
+        read_pods = options.read_pods,
+        "the API server is used"
+    );
+    let cluster = Cluster {
+        token_requests: options.token_request.then(|| TokenRequests::new(client.clone())),
+        pods: options.read_pods.then(|| PodReader::new(client.clone())),
+    };
+    let recorder =
+        options.pod_events.then(|| Recorder::start(client, &config.instance, Arc::clone(&reporting.metrics)));
+    Ok((cluster, recorder))
+}
+
 /// Starts the worker that owns the node's volumes; returns when it can take a Mount.
-async fn start_volumes(config: &Config, reporting: &Reporting) -> anyhow::Result<VolumeManager> {
+async fn start_volumes(
+    config: &Config,
+    reporting: &Reporting,
+    recorder: Option<Recorder>,
+) -> anyhow::Result<VolumeManager> {
     let folder = config.state_dir.clone();
     // Waiting for the lock blocks a thread, not the runtime.
     let opened = tokio::task::spawn_blocking(move || {
@@ -150,8 +180,14 @@ async fn start_volumes(config: &Config, reporting: &Reporting) -> anyhow::Result
         error!("{reason}");
         reporting.readiness.degrade("propagation", reason);
     }
-    let targets = Targets::Kubelet(config.kubelet_root.clone());
-    let settings = Settings { targets, digest_key, seed: rand::random(), changes: None };
+    let settings = Settings {
+        targets: Targets::Kubelet(config.kubelet_root.clone()),
+        digest_key,
+        seed: rand::random(),
+        changes: None,
+        observer: recorder
+            .map(|recorder| Arc::new(move |it: &Transition<'_>| recorder.observe(it)) as Observer),
+    };
     let backend = Arc::new(VaultBackend::new(Limits::default()));
     Ok(VolumeManager::start(settings, backend, journal, Arc::clone(&reporting.metrics)))
 }

@@ -70,6 +70,7 @@ pub enum LogLevel {
 
 /// `leasehold provider`. Each flag can be given by the environment variable in brackets; a flag wins.
 #[derive(Args, Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub struct ProviderArgs {
     /// Socket to serve; the file's name is the provider's: leasehold.sock, vault.sock or openbao.sock.
     /// Repeatable. All three in /var/run/secrets-store-csi-providers where not given.
@@ -112,6 +113,26 @@ pub struct ProviderArgs {
         default_missing_value = "true", value_parser = config::parse_bool, value_name = "BOOL"
     )]
     pub debug: bool,
+    /// Write Events to pods: rotated, rotation failing, expired, refused, edit rejected. Needs the right to create
+    /// events.
+    #[arg(
+        long, env = "LEASEHOLD_POD_EVENTS", num_args = 0..=1, require_equals = true, default_value = "false",
+        default_missing_value = "true", value_parser = config::parse_bool, value_name = "BOOL"
+    )]
+    pub pod_events: bool,
+    /// Ask the API server for a pod's token where the driver passes none for the audience. Needs the right to
+    /// create serviceaccounts/token.
+    #[arg(
+        long, env = "LEASEHOLD_TOKEN_REQUEST", num_args = 0..=1, require_equals = true, default_value = "false",
+        default_missing_value = "true", value_parser = config::parse_bool, value_name = "BOOL"
+    )]
+    pub token_request: bool,
+    /// Read pods' securityContext, for `fileOwner: pod`. Needs the right to get pods.
+    #[arg(
+        long, env = "LEASEHOLD_READ_PODS", num_args = 0..=1, require_equals = true, default_value = "false",
+        default_missing_value = "true", value_parser = config::parse_bool, value_name = "BOOL"
+    )]
+    pub read_pods: bool,
     /// Print what was understood of flags, environment and files, and exit.
     #[arg(long, env = "LEASEHOLD_PRINT_CONFIG", num_args = 0..=1, require_equals = true,
         default_value = "false", default_missing_value = "true", value_parser = config::parse_bool,

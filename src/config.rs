@@ -12,6 +12,7 @@ use tracing::Level;
 
 use crate::{
     cli::{LogLevel, ProviderArgs, SandboxArgs, ServerFlags, TenancyArgs},
+    kubernetes,
     policy::{Baseline, Policy, PolicyError},
     provider::Endpoint,
     spec::{ProviderName, TlsSpec, parameters::Defaults},
@@ -167,6 +168,10 @@ pub struct Config {
     pub authority_shim: bool,
     /// How the process confines itself; what it has to reach is added where it starts.
     pub sandbox: Sandbox,
+    /// Whom Events name as their reporter: the node, else this pod.
+    pub instance: String,
+    /// What of the API server is used.
+    pub kubernetes: kubernetes::Options,
     /// What is logged.
     pub log: LogConfig,
     /// What to tell the operator once logging works.
@@ -188,6 +193,7 @@ impl Config {
         let kubelet_root = absolute("kubelet-root", flags.kubelet_root)?;
         let health_addr = health_address(flags.health_addr)?;
 
+        let instance = NODE_VARIABLES.iter().chain(&["HOSTNAME"]).find_map(|name| environment(name));
         let Tenancy { policy, policy_file, baseline, defaults } =
             Tenancy::resolve(flags.tenancy, environment)?;
         Ok(Self {
@@ -201,6 +207,12 @@ impl Config {
             health_addr,
             authority_shim: !flags.no_authority_shim,
             sandbox: flags.sandbox.into(),
+            instance: instance.unwrap_or_else(|| env!("CARGO_PKG_NAME").to_owned()),
+            kubernetes: kubernetes::Options {
+                pod_events: flags.pod_events,
+                token_request: flags.token_request,
+                read_pods: flags.read_pods,
+            },
             log: LogConfig { level: level(flags.log_level, flags.debug), format: flags.log_format },
             warnings,
         })
@@ -225,6 +237,9 @@ impl Config {
         switch("landlock", self.sandbox.landlock);
         switch("seccomp", self.sandbox.seccomp);
         switch("core-dumps", self.sandbox.core_dumps);
+        switch("pod-events", self.kubernetes.pod_events);
+        switch("token-request", self.kubernetes.token_request);
+        switch("read-pods", self.kubernetes.read_pods);
         line("log-level", &self.log.level.map_or("off".into(), |level| level.to_string().to_lowercase()));
         line("log-format", &format!("{:?}", self.log.format).to_lowercase());
         self.baseline.addresses.iter().for_each(|address| line("allowed address", address));

@@ -16,6 +16,7 @@ pub mod config;
 pub mod control;
 pub mod convert;
 pub mod format;
+pub mod kubernetes;
 pub mod lifecycle;
 pub mod metrics;
 pub mod policy;

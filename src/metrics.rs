@@ -79,6 +79,27 @@ impl Operation {
     }
 }
 
+/// What became of an Event on a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventOutcome {
+    /// The API server has it.
+    Sent,
+    /// Not sent: others waited already.
+    Dropped,
+    /// The API server did not take it.
+    Failed,
+}
+
+impl EventOutcome {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Dropped => "dropped",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// The node as its worker sees it. Times are deadlines: how far they are is computed when somebody asks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -151,6 +172,11 @@ struct SwapLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: Label,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TransitionLabels {
     transition: Label,
 }
@@ -179,6 +205,7 @@ pub struct Metrics {
     swap_bytes: Counter<u64, AtomicU64>,
     swap_seconds: Histogram,
     transitions: Family<TransitionLabels, Counter>,
+    events: Family<OutcomeLabels, Counter>,
     panics: Counter<u64, AtomicU64>,
 }
 
@@ -212,6 +239,7 @@ impl Metrics {
         // From 20 µs, one small file, by doubling.
         let swap_seconds = Histogram::new(exponential_buckets(0.000_02, 2.0, 14));
         let transitions = Family::default();
+        let events = Family::default();
         let panics = Counter::default();
         registry.register("mounts", "Mount calls answered, by result", mounts.clone());
         registry.register_with_unit(
@@ -265,6 +293,11 @@ impl Metrics {
             "What happened to volumes, leases and sessions, as the log tells it",
             transitions.clone(),
         );
+        registry.register(
+            "pod_events",
+            "Events on pods, by what became of them; dropped and failed ones are not tried again",
+            events.clone(),
+        );
         registry.register("panics", "Panics caught at the edge or in a volume's step", panics.clone());
         registry.register(
             "build",
@@ -288,6 +321,7 @@ impl Metrics {
             swap_bytes,
             swap_seconds,
             transitions,
+            events,
             panics,
         }
     }
@@ -323,6 +357,11 @@ impl Metrics {
     /// Counts a transition of the lifecycle.
     pub fn noted(&self, note: &Note) {
         self.transitions.get_or_create(&TransitionLabels { transition: Label(note.name()) }).inc();
+    }
+
+    /// Counts an Event on a pod.
+    pub fn event(&self, outcome: EventOutcome) {
+        self.events.get_or_create(&OutcomeLabels { outcome: Label(outcome.as_str()) }).inc();
     }
 
     /// Counts a caught panic.

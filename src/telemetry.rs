@@ -25,7 +25,8 @@ pub struct LogConfig {
 
 /// Libraries whose own lines concern nobody below a warning; at trace they show up to debug, because some
 /// of them trace headers.
-const LIBRARIES: [&str; 7] = ["h2", "hyper", "hyper_util", "reqwest", "rustls", "tonic", "tower"];
+const LIBRARIES: [&str; 9] =
+    ["h2", "hyper", "hyper_util", "kube_client", "reqwest", "rustls", "tonic", "tower", "tower_http"];
 
 fn filter(level: Option<Level>) -> String {
     let Some(level) = level else { return "off".to_owned() };
@@ -96,7 +97,7 @@ mod tests {
         for (level, theirs) in [(Level::ERROR, "error"), (Level::INFO, "warn"), (Level::TRACE, "debug")] {
             let filter = filter(Some(level));
             assert!(filter.starts_with(&level.to_string().to_lowercase()), "{filter}");
-            assert!(filter.ends_with(&format!(",h2={theirs},hyper={theirs},hyper_util={theirs},reqwest={theirs},rustls={theirs},tonic={theirs},tower={theirs}")), "{filter}");
+            assert!(filter.ends_with(&format!(",h2={theirs},hyper={theirs},hyper_util={theirs},kube_client={theirs},reqwest={theirs},rustls={theirs},tonic={theirs},tower={theirs},tower_http={theirs}")), "{filter}");
             assert!(EnvFilter::try_new(filter).is_ok());
         }
     }

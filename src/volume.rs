@@ -47,6 +47,12 @@ impl VolumeKey {
     pub fn path(&self) -> &std::path::Path {
         &self.0
     }
+
+    /// What the pod calls the volume: the kubelet names its folder so.
+    pub fn volume_name(&self) -> &str {
+        let folder = self.0.parent().and_then(std::path::Path::file_name);
+        folder.and_then(std::ffi::OsStr::to_str).unwrap_or_default()
+    }
 }
 
 impl fmt::Display for VolumeKey {
@@ -186,6 +192,22 @@ impl Selector {
         }
     }
 }
+
+/// Something happened to a volume, as the core tells it.
+#[derive(Clone, Copy, Debug)]
+pub struct Transition<'a> {
+    /// To which.
+    pub key: &'a VolumeKey,
+    /// Whose.
+    pub pod: &'a PodIdentity,
+    /// Of which SecretProviderClass.
+    pub class: &'a str,
+    /// What.
+    pub note: &'a crate::lifecycle::message::Note,
+}
+
+/// Sees every transition of a volume that has a pod. Called by the worker: it must not wait.
+pub type Observer = Arc<dyn Fn(&Transition<'_>) + Send + Sync>;
 
 type Reply<T> = tokio::sync::oneshot::Sender<T>;
 

@@ -27,6 +27,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use hyper::body::Bytes;
 use leasehold::{
     config::AUTH_MOUNT,
+    kubernetes::Cluster,
     metrics::Metrics,
     policy::{Baseline, Policy},
     provider::{Edge, Endpoint, Node, proto},
@@ -85,6 +86,7 @@ impl Bench {
             policy: Policy::baseline(baseline),
             defaults: BTreeMap::from([(ProviderName::Vault, defaults)]),
             kubelet_root: folder.path().join("kubelet"),
+            cluster: Cluster::default(),
             metrics: Arc::clone(&metrics),
         };
         let endpoint = Endpoint { path: folder.path().join("vault.sock"), provider: ProviderName::Vault };

@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     config::Config,
+    kubernetes,
     sandbox::{Grant, Rights, Settings},
     spec::TlsSpec,
 };
@@ -27,6 +28,9 @@ pub(super) fn settings(config: &Config) -> Settings {
     let mut trusted: BTreeSet<PathBuf> = config.policy.tls_dirs().map(Path::to_owned).collect();
     config.baseline.own_tls.iter().for_each(|tls| trusted.extend(own(tls)));
     grants.extend(trusted.into_iter().map(|path| Grant { path, rights: Rights::Read }));
+    if config.kubernetes.any() {
+        grants.push(Grant { path: PathBuf::from(kubernetes::SERVICE_ACCOUNT_DIR), rights: Rights::Read });
+    }
     let port = config.health_addr.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
     let switches = config.sandbox;
     Settings {

@@ -117,10 +117,12 @@ impl Lifecycle {
         let installed = volume.installed.as_ref().expect("the caller checked that the volume is live");
         let same = installed.digest == mount.digest;
         let spec = match mount.plan {
+            // What runs was agreed to. Only policy takes it back: an API server that is down does not, nor does
+            // a successor of ours that reads the class more strictly.
             Err(failure) => {
-                if same {
+                if same && failure.kind == FailureKind::PermissionDenied {
                     self.refuse(key, failure.message, now);
-                } else {
+                } else if !same {
                     self.reject_edit(key, failure.message);
                 }
                 self.answer_installed(key, vec![call.id], now);

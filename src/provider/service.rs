@@ -36,14 +36,16 @@ use super::{
         csi_driver_provider_server::{CsiDriverProvider, CsiDriverProviderServer},
     },
     request::Call,
+    token::TokenError,
 };
 use crate::{
     clock,
+    kubernetes::Cluster,
     metrics::{Metrics, MountResult},
     policy::Policy,
     secret::SecretBytes,
     spec::{
-        PodIdentity, ProviderName,
+        ProviderName, SpecError,
         parameters::{self, Defaults, Parsed},
     },
     volume::{FailureKind, LoginCredential, MountAnswer, MountCommand, MountFailure},
@@ -90,6 +92,8 @@ pub struct Node {
     pub defaults: BTreeMap<ProviderName, Defaults>,
     /// The kubelet's root folder; target paths are below it.
     pub kubelet_root: PathBuf,
+    /// What Mounts may ask the API server for.
+    pub cluster: Cluster,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -288,42 +292,53 @@ impl Provider {
     async fn mount_call(&self, call: Call, arrival: Arrival) -> Result<MountAnswer, MountFailure> {
         let _admission = Admission::take(&self.shared, &call.pod.namespace)?;
         let class = call.class.clone();
-        let command = self.plan(call, arrival.deadline());
-        let server =
-            command.plan.as_ref().map_or_else(|_| "-".to_owned(), |spec| spec.connection.address.clone());
-
+        let mut server = "the API server".to_owned();
+        let answer = async {
+            let command = self.plan(call, arrival.deadline()).await;
+            server =
+                command.plan.as_ref().map_or_else(|_| "-".to_owned(), |spec| spec.connection.address.clone());
+            (self.shared.node.mounter)(command).await
+        };
         let mut phase = self.shared.phase.clone();
-        tokio::select! {
-            answer = (self.shared.node.mounter)(command) => answer,
-            () = tokio::time::sleep_until(arrival.answer_by().into()) => Err(MountFailure::new(
+        let in_time = tokio::select! {
+            answer = answer => Some(answer),
+            () = tokio::time::sleep_until(arrival.answer_by().into()) => None,
+            () = Phase::Closing.reached(&mut phase) => Some(Err(MountFailure::new(
+                FailureKind::Internal,
+                "leasehold is shutting down; the driver will call again",
+            ))),
+        };
+        in_time.unwrap_or_else(|| {
+            Err(MountFailure::new(
                 FailureKind::Internal,
                 format!(
                     "SecretProviderClass {class}: still logging in to or reading from {server} after {:.0} s; the \
                      work goes on, and the driver's next call joins it: try again",
                     arrival.at.elapsed().as_secs_f64(),
                 ),
-            )),
-            () = Phase::Closing.reached(&mut phase) => Err(MountFailure::new(
-                FailureKind::Internal,
-                "leasehold is shutting down; the driver will call again",
-            )),
-        }
+            ))
+        })
     }
 
     /// Parses and judges what the call asks for. A volume that lives survives a plan or a token that cannot
     /// be had, so neither ends the call here.
-    fn plan(&self, call: Call, deadline: Instant) -> MountCommand {
-        let Call { key, pod, class, attributes, default_mode, tokens, digest } = call;
-        let plan = self.parse(&pod, &attributes, default_mode, digest);
+    async fn plan(&self, call: Call, deadline: Instant) -> MountCommand {
+        let plan = self.parse(&call).await;
+        let Call { key, pod, class, attributes, tokens, digest, .. } = call;
         let audience = match &plan {
             Ok(parsed) => parsed.spec.login.audience.clone(),
             // For the old plan, which goes on: very likely it has the same.
             Err(_) => audience_of(self.name, &attributes).to_owned(),
         };
-        let token = tokens
-            .and_then(|tokens| tokens.pick(&audience, &pod, clock::wall_now()))
-            .map(LoginCredential::from)
-            .map_err(MountFailure::from);
+        let token = tokens.and_then(|tokens| tokens.pick(&audience, &pod, clock::wall_now()));
+        let token = match (token, &self.shared.node.cluster.token_requests) {
+            // Of a plan that policy refuses, nobody has allowed the audience.
+            (Err(TokenError::NoAudience { .. }), Some(requests)) if plan.is_ok() => {
+                requests.token(&pod, &audience).await.map_err(MountFailure::from)
+            }
+            (token, _) => token.map_err(MountFailure::from),
+        };
+        let token = token.map(LoginCredential::from);
         MountCommand {
             key,
             pod,
@@ -336,24 +351,25 @@ impl Provider {
         }
     }
 
-    fn parse(
-        &self,
-        pod: &PodIdentity,
-        attributes: &BTreeMap<String, String>,
-        default_mode: crate::spec::FileMode,
-        digest: [u8; 32],
-    ) -> Result<Parsed, MountFailure> {
+    async fn parse(&self, call: &Call) -> Result<Parsed, MountFailure> {
+        let Call { pod, attributes, default_mode, .. } = call;
         let Some(defaults) = self.shared.node.defaults.get(&self.name) else {
             return Err(MountFailure::new(
                 FailureKind::Internal,
                 "leasehold has no defaults for this socket",
             ));
         };
-        let mut parsed =
-            parameters::parse(self.name, attributes, default_mode, defaults).map_err(|error| {
-                MountFailure::new(FailureKind::InvalidArgument, crate::telemetry::chain(&error))
-            })?;
-        self.warn_once(digest, &parsed.warnings);
+        let parse = |owner| parameters::parse_for(self.name, attributes, *default_mode, defaults, owner);
+        let parsed = match (parse(None), &self.shared.node.cluster.pods) {
+            (Err(SpecError::PodOwner { .. }), Some(pods)) => {
+                parse(Some(pods.owner(pod, call.key.volume_name()).await?))
+            }
+            (parsed, _) => parsed,
+        };
+        let mut parsed = parsed.map_err(|error| {
+            MountFailure::new(FailureKind::InvalidArgument, crate::telemetry::chain(&error))
+        })?;
+        self.warn_once(call.digest, &parsed.warnings);
         self.shared.node.policy.check(self.name, pod, &parsed.spec).map_err(|refusal| {
             self.shared.node.metrics.refused(self.name);
             MountFailure::new(FailureKind::PermissionDenied, crate::telemetry::chain(&refusal))

@@ -39,7 +39,8 @@ pub enum TokenError {
     /// No token for this audience.
     #[error(
         "no ServiceAccount token for audience {audience:?}: add audience {audience:?} to spec.tokenRequests of \
-         the CSIDriver secrets-store.csi.k8s.io ({})", there(.available)
+         the CSIDriver secrets-store.csi.k8s.io ({}), or let leasehold ask for it (--token-request; \
+         tokenRequest.enabled in the chart)", there(.available)
     )]
     NoAudience {
         /// What the volume logs in with.
@@ -408,10 +409,11 @@ mod tests {
         assert_eq!(
             error,
             "no ServiceAccount token for audience \"vault\": add audience \"vault\" to spec.tokenRequests of the \
-             CSIDriver secrets-store.csi.k8s.io (it has \"\", \"x\")"
+             CSIDriver secrets-store.csi.k8s.io (it has \"\", \"x\"), or let leasehold ask for it (--token-request; \
+             tokenRequest.enabled in the chart)"
         );
         tokens.pick("", &pod(), UNIX_EPOCH).unwrap();
         let error = Tokens::default().pick("vault", &pod(), UNIX_EPOCH).unwrap_err().to_string();
-        assert!(error.ends_with("(it has none now)"), "{error}");
+        assert!(error.contains("(it has none now)"), "{error}");
     }
 }

@@ -101,7 +101,23 @@ pub fn parse(
     default_mode: FileMode,
     defaults: &Defaults,
 ) -> Result<Parsed, SpecError> {
-    let Collected { spec, errors, warnings } = collect(provider, attributes, default_mode, defaults);
+    parse_for(provider, attributes, default_mode, defaults, None)
+}
+
+/// Reads like [`parse`], with what `fileOwner: pod` stands for; where that is `None` and asked for, the error
+/// is [`SpecError::PodOwner`].
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_for(
+    provider: ProviderName,
+    attributes: &BTreeMap<String, String>,
+    default_mode: FileMode,
+    defaults: &Defaults,
+    pod_owner: Option<FileOwner>,
+) -> Result<Parsed, SpecError> {
+    let Collected { spec, errors, warnings } =
+        read(provider, attributes, None, default_mode, defaults, pod_owner);
     match (spec, errors.into_iter().next()) {
         (_, Some(error)) => Err(error),
         (Some(spec), None) => {
@@ -111,15 +127,15 @@ pub fn parse(
     }
 }
 
-/// Reads like [`parse`], and goes on after an error: for `check`, which shows all of them.
+/// Reads like [`parse`], and goes on after an error: for `check`, which shows all of them. Of an owner that is
+/// the pod's it knows no number.
 pub fn collect(
     provider: ProviderName,
     attributes: &BTreeMap<String, String>,
     default_mode: FileMode,
     defaults: &Defaults,
 ) -> Collected {
-    Reader { provider, attributes, objects: None, findings: Findings::default() }
-        .collect(default_mode, defaults)
+    read(provider, attributes, None, default_mode, defaults, Some(FileOwner::default()))
 }
 
 /// The same with the objects as the list itself, whose lines then are those of the file around it.
@@ -130,8 +146,19 @@ pub(crate) fn collect_around(
     default_mode: FileMode,
     defaults: &Defaults,
 ) -> Collected {
-    let objects = Some(objects);
-    Reader { provider, attributes, objects, findings: Findings::default() }.collect(default_mode, defaults)
+    read(provider, attributes, Some(objects), default_mode, defaults, None)
+}
+
+fn read(
+    provider: ProviderName,
+    attributes: &BTreeMap<String, String>,
+    objects: Option<&Node>,
+    default_mode: FileMode,
+    defaults: &Defaults,
+    pod_owner: Option<FileOwner>,
+) -> Collected {
+    let findings = Findings { pod_owner, ..Findings::default() };
+    Reader { provider, attributes, objects, findings }.collect(default_mode, defaults)
 }
 
 /// Parameter prefixes of a provider, first found wins.
@@ -163,7 +190,7 @@ impl<'a> Reader<'a> {
         for object in objects.iter_mut().flatten().filter(|object| object.file().is_some()) {
             object.mode = object.mode.or(mode);
         }
-        let Findings { errors, warnings } = self.findings;
+        let Findings { errors, warnings, .. } = self.findings;
         let spec = match (login, connection, objects) {
             (Some(login), Some(connection), Some(objects)) if errors.is_empty() => {
                 let is_template = |object: &Object| matches!(object.source, Source::Template(_));
@@ -319,16 +346,22 @@ impl<'a> Reader<'a> {
 
     fn owner(&mut self) -> Option<FileOwner> {
         let given = |name| self.attributes.get(name).filter(|value| !value.is_empty());
-        let owner = given("fileOwner").map(|text| values::owner(text));
+        let owner_text = given("fileOwner");
+        let owner = owner_text.map(|text| values::owner(text));
         let group = given("fileGroup").map(|text| values::id(text));
         let mut found = FileOwner::default();
+        let of_pod = owner_text.is_some_and(|text| text == values::POD_OWNER);
         match owner {
+            _ if of_pod => match self.findings.pod_owner {
+                Some(owner) => found = owner,
+                None => self.findings.error(SpecError::PodOwner { place: String::new(), line: None }),
+            },
             Some(Ok(owner)) => found = owner,
             Some(Err(reason)) => self.findings.parameter_error("fileOwner", reason),
             None => {}
         }
         match group {
-            Some(Ok(_)) if found.gid.is_some() => {
+            Some(Ok(_)) if found.gid.is_some() && !of_pod => {
                 self.findings.parameter_error("fileGroup", "the group is given in fileOwner already");
             }
             Some(Ok(gid)) => found.gid = Some(gid),

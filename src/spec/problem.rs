@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::FileOwner;
+
 /// Why parameters are refused. Texts of vault-csi-provider are kept where people know them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
@@ -46,6 +48,18 @@ pub enum SpecError {
         /// The rule it breaks.
         reason: String,
     },
+    /// `fileOwner: pod`, and nobody has looked at the pod.
+    #[error(
+        "{place}fileOwner: pod: leasehold does not read pods here. Write numbers (fileOwner: \"10001:10001\"), or set \
+         fileOwner in the pod's own volumeAttributes, or have the operator turn on --read-pods (readPods.enabled in \
+         the chart)"
+    )]
+    PodOwner {
+        /// `object "a" (line 3): `, or empty for the volume's own.
+        place: String,
+        /// Line within `objects`, for an object's.
+        line: Option<u64>,
+    },
     /// `objects` as a whole.
     #[error("parameter objects{}: {reason}", At(*line))]
     Objects {
@@ -74,6 +88,8 @@ impl SpecError {
         match self {
             Self::MissingRole | Self::MissingAddress { .. } | Self::NoObjects => None,
             Self::BothMounts { kubernetes, .. } => Some(kubernetes),
+            Self::PodOwner { line: None, .. } => Some("fileOwner"),
+            Self::PodOwner { .. } => Some("objects"),
             Self::Parameter { parameter, .. } => Some(parameter),
             Self::DuplicateNames { .. } | Self::Objects { .. } | Self::Object { .. } => Some("objects"),
         }
@@ -83,7 +99,7 @@ impl SpecError {
     pub fn line(&self) -> Option<u64> {
         match self {
             Self::DuplicateNames { line, .. } | Self::Object { line, .. } => Some(*line),
-            Self::Objects { line, .. } => *line,
+            Self::Objects { line, .. } | Self::PodOwner { line, .. } => *line,
             _ => None,
         }
     }
@@ -120,6 +136,8 @@ const MAX_NAME: usize = 200;
 pub(super) struct Findings {
     pub(super) errors: Vec<SpecError>,
     pub(super) warnings: Vec<Warning>,
+    /// What `fileOwner: pod` stands for, where somebody looked.
+    pub(super) pod_owner: Option<FileOwner>,
 }
 
 impl Findings {

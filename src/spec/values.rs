@@ -118,6 +118,9 @@ pub(super) fn id(text: &str) -> Result<u32, String> {
     }
 }
 
+/// The owner that is the pod's own: what its securityContext says.
+pub(super) const POD_OWNER: &str = "pod";
+
 /// `uid`, `uid:gid` or `:gid`.
 pub(super) fn owner(text: &str) -> Result<FileOwner, String> {
     let (uid, gid) = text.split_once(':').map_or((text, None), |(uid, gid)| (uid, Some(gid)));

@@ -15,8 +15,8 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Change, Command, DriverFile, FailureKind, MountAnswer, MountCommand, MountFailure, Targets, VolumeKey,
-    VolumeManager,
+    Change, Command, DriverFile, FailureKind, MountAnswer, MountCommand, MountFailure, Observer, Targets,
+    Transition, VolumeKey, VolumeManager,
     execute::{self, Job, Outcome},
     gauges,
     holdings::{HeldSession, Holdings},
@@ -63,7 +63,6 @@ const DEFECT: &str = "a defect in leasehold stopped the rendering; the log has i
 type RenderOutcome = Result<Rendered, String>;
 
 /// What the worker is started with.
-#[derive(Debug)]
 pub struct Settings {
     /// Where the volumes are.
     pub targets: Targets,
@@ -73,6 +72,14 @@ pub struct Settings {
     pub seed: u64,
     /// Told of every change of content.
     pub changes: Option<mpsc::UnboundedSender<Change>>,
+    /// Who else is told of transitions.
+    pub observer: Option<Observer>,
+}
+
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settings").field("targets", &self.targets).finish_non_exhaustive()
+    }
 }
 
 /// The worker's state.
@@ -87,6 +94,7 @@ pub(super) struct Worker<B> {
     /// Who waits until everything is given back.
     releasing: Option<oneshot::Sender<()>>,
     metrics: Arc<Metrics>,
+    observer: Option<Observer>,
     identities: BTreeMap<VolumeKey, MountIdentity>,
     calls: BTreeMap<CallId, oneshot::Sender<Result<MountAnswer, MountFailure>>>,
     commands: mpsc::Receiver<Command>,
@@ -129,6 +137,7 @@ impl<B: SecretBackend> Worker<B> {
             changes: settings.changes,
             releasing: None,
             metrics,
+            observer: settings.observer,
             identities: BTreeMap::new(),
             calls: BTreeMap::new(),
             commands,
@@ -722,6 +731,9 @@ impl<B: SecretBackend> Worker<B> {
             .and_then(|key| self.core.next_action(key))
             .map(|(at, what)| format!("{what} in {} s", boot_now().until(at).as_secs()));
         self.metrics.noted(note);
+        if let (Some(observer), Some((key, volume))) = (&self.observer, key.zip(volume)) {
+            observer(&Transition { key, pod: &volume.pod, class: &volume.class, note });
+        }
         match note {
             Note::Failing { .. }
             | Note::EditRejected(_)

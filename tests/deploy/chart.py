@@ -20,6 +20,12 @@ LEAST = {"vault": {"address": "https://vault.vault.svc:8200"}}
 MINORS = sorted(set(kubernetes_validate.utils.all_versions()), key=lambda it: [int(part) for part in it.split(".")])[-3:]
 RBAC = {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"}
 OURS = {"providers", "pods", "state", "host-ca"}
+# Each switch -> the one rule that it adds.
+RIGHTS = {
+    "podEvents": {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
+    "tokenRequest": {"apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"]},
+    "readPods": {"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]},
+}
 
 TEXT = {"type": "object", "additionalProperties": {"type": "string"}}
 ENDPOINT = {
@@ -122,20 +128,62 @@ def check_values(problems):
         for document in documents:
             seen += 1
             problems += [f"values/{name}: {what}" for what in validated(document)]
-            if document["metadata"].get("namespace") != NAMESPACE:
+            if document["metadata"].get("namespace") != NAMESPACE and not document["kind"].startswith("Cluster"):
                 problems.append(f"values/{name}: {document['kind']} is in no namespace")
         problems += [f"values/{name}: {what}" for what in claims(documents, values)]
     return seen
 
 
+def switched(values, switch):
+    return values.get(switch, {}).get("enabled", False)
+
+
+def rights(documents, values):
+    """The rights in the cluster are those of the switches that are on, for our ServiceAccount alone."""
+    expected = [rule for switch, rule in RIGHTS.items() if switched(values, switch)]
+    found = [document for document in documents if document["kind"] in RBAC]
+    kinds = sorted(document["kind"] for document in found)
+    if kinds != (["ClusterRole", "ClusterRoleBinding"] if expected else []):
+        yield f"has RBAC: {kinds}"
+        return
+    if not expected:
+        return
+    role, binding = of_kind(found, "ClusterRole")[0], of_kind(found, "ClusterRoleBinding")[0]
+    account = of_kind(documents, "ServiceAccount")[0]["metadata"]
+    if role.get("rules") != expected:
+        yield f"the rules are {role.get('rules')}, expected {expected}"
+    if binding["roleRef"]["kind"] != "ClusterRole" or binding["roleRef"]["name"] != role["metadata"]["name"]:
+        yield "the binding is to another role"
+    if binding["subjects"] != [{"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}]:
+        yield f"the rights are given to {binding['subjects']}"
+
+
+def check_rights(problems):
+    """Each switch adds exactly its verb, alone and with the others; without any there is no RBAC at all."""
+    seen = 0
+    for number in range(2 ** len(RIGHTS)):
+        on = {switch: {"enabled": bool(number >> bit & 1)} for bit, switch in enumerate(RIGHTS)}
+        values = merged(LEAST, on | {"fileOwnership": {"enabled": True}})
+        documents = render(values)
+        seen += 1
+        problems += [f"{on}: {what}" for what in claims(documents, values)]
+        problems += [f"{on}: {what}" for document in documents for what in validated(document)]
+        arguments = of_kind(documents, "DaemonSet")[0]["spec"]["template"]["spec"]["containers"][0]["args"]
+        flags = {"podEvents": "--pod-events", "tokenRequest": "--token-request", "readPods": "--read-pods"}
+        for switch, flag in flags.items():
+            if (flag in arguments) != on[switch]["enabled"]:
+                problems.append(f"{on}: {flag} is {'there' if flag in arguments else 'missing'}")
+    return seen
+
+
 def claims(documents, values):
     """The claims of docs/security.md, whatever the values."""
-    if kinds := RBAC & {document["kind"] for document in documents}:
-        yield f"has RBAC: {kinds}"
+    yield from rights(documents, values)
     account, daemon_set = of_kind(documents, "ServiceAccount")[0], of_kind(documents, "DaemonSet")[0]
     spec = daemon_set["spec"]["template"]["spec"]
-    if False is not account.get("automountServiceAccountToken") or False is not spec.get("automountServiceAccountToken"):
-        yield "a ServiceAccount token is mounted"
+    uses_api = any(switched(values, switch) for switch in RIGHTS)
+    if account.get("automountServiceAccountToken") is not False or spec.get("automountServiceAccountToken") is not uses_api:
+        yield "a ServiceAccount token is mounted, or is not though an option needs it"
     if any(spec.get(field) for field in ("hostPID", "hostIPC")):
         yield "a namespace of the host is shared"
     if spec.get("hostNetwork") and not values.get("hostNetwork"):
@@ -251,6 +299,17 @@ def check_claims_judge(problems):
         "command": lambda it: container(it)["args"].__setitem__(0, "agent"),
         "socket elsewhere": lambda it: container(it)["args"].append("--endpoint=/tmp/vault.sock"),
     }
+    over = {
+        "another verb": lambda role: role["rules"][0].update(verbs=["create", "patch"]),
+        "another resource": lambda role: role["rules"].append(RIGHTS["tokenRequest"]),
+        "every verb": lambda role: role["rules"][0].update(verbs=["*"]),
+    }
+    switched_on = merged(LEAST, {"podEvents": {"enabled": True}})
+    for name, breakage in over.items():
+        broken = render(switched_on)
+        breakage(of_kind(broken, "ClusterRole")[0])
+        if not list(claims(broken, switched_on)):
+            problems.append(f"the claims are taken from a chart with: {name}")
     problems += [f"the default install: {what}" for what in claims(render(LEAST), LEAST)]
     for name, breakage in breakages.items():
         broken = render(LEAST)

@@ -25,6 +25,7 @@ def main():
     checks = [
         chart.check_default_is_small,
         chart.check_values,
+        chart.check_rights,
         chart.check_claims_judge,
         chart.check_refused,
         chart.check_every_switch,

@@ -22,6 +22,8 @@ use super::{
     uuid,
 };
 
+pub mod api;
+
 /// Audience of the API server itself.
 pub const API_AUDIENCE: &str = "https://kubernetes.default.svc.cluster.local";
 

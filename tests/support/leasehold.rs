@@ -91,6 +91,8 @@ impl Leasehold {
     pub async fn start_refused(node: &Arc<Node>, launch: &Launch) -> (ExitStatus, String) {
         let mut process = spawn(node, launch, free_port());
         let status = process.wait(SOON).await;
+        // Its last words are read by another thread.
+        process.logged("leasehold: ", SOON).await;
         (status, process.log())
     }
 
@@ -119,6 +121,18 @@ impl Leasehold {
         (status, response.text().await.expect("a text body"))
     }
 
+    /// `kubectl exec` of a command of the binary: in the container's mounts and environment. Exit code, standard
+    /// output, standard error.
+    pub async fn exec(&self, arguments: &[&str]) -> (i32, String, String) {
+        let mut command = tokio::process::Command::new("nsenter");
+        command.args(["--mount", "--target", &self.pid().to_string(), "--"]).arg(binary()).args(arguments);
+        command.env_clear().env("PATH", "/usr/bin:/bin").env("LEASEHOLD_STATE_DIR", self.node.state_dir());
+        command.envs(self.launch.env.iter().map(|(name, value)| (name, value)));
+        let output = command.output().await.expect("nsenter of util-linux");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+    }
+
     /// SIGTERM, without waiting.
     pub fn terminate(&self) {
         self.process.signal(Signal::SIGTERM);
@@ -137,6 +151,12 @@ impl Leasehold {
     /// Ends it as a crash does.
     pub fn crash(&mut self) {
         self.process.kill();
+    }
+
+    /// Starts it again with other settings.
+    pub async fn restart_with(&mut self, change: impl FnOnce(&mut Launch)) {
+        change(&mut self.launch);
+        self.restart().await;
     }
 
     /// Starts it again with the same flags after it ended.

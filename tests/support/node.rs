@@ -62,6 +62,22 @@ impl Node {
         node
     }
 
+    /// Gives the containers of this node what the kubelet mounts into a pod with
+    /// `automountServiceAccountToken`.
+    pub fn mount_service_account(&self, files: Vec<(String, String)>) {
+        self.run(move || {
+            // Over the machine's /run, which is /var/run too: seen in this namespace only.
+            mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
+            let folder = Path::new("/var/run/secrets/kubernetes.io/serviceaccount");
+            fs::create_dir_all(folder)?;
+            for (file, text) in files {
+                fs::write(folder.join(file), text)?;
+            }
+            Ok::<_, io::Error>(())
+        })
+        .expect("a ServiceAccount's files");
+    }
+
     /// Runs `work` where the node's mounts are seen.
     pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         self.worker.run(work)

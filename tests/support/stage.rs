@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{
     bao::{Admin, Bao, Shape},
-    cluster::{Cluster, Pod},
+    cluster::{Cluster, Pod, api::Api},
     driver::SecretProviderClass,
     kubelet::{Kubelet, Options, Volume},
     leasehold::{Launch, Leasehold},
@@ -57,8 +57,28 @@ impl Stage {
 
     /// A stage on a node of the test's own.
     pub async fn start_on(node: Node, options: Options, launch: impl FnOnce(&mut Launch)) -> Self {
-        let node = Arc::new(node);
-        let cluster = Arc::new(Cluster::start());
+        Self::start_in(Arc::new(node), Arc::new(Cluster::start()), options, launch).await
+    }
+
+    /// A stage whose leasehold has a ServiceAccount token, and these flags.
+    pub async fn start_with_api(options: Options, flags: &[&str]) -> (Self, Api) {
+        let (node, cluster) = (Arc::new(Node::new()), Arc::new(Cluster::start()));
+        let api = Api::start(&cluster);
+        node.mount_service_account(api.service_account_files());
+        let stage = Self::start_in(node, cluster, options, |launch| {
+            launch.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
+            launch.env.extend(api.environment());
+        })
+        .await;
+        (stage, api)
+    }
+
+    async fn start_in(
+        node: Arc<Node>,
+        cluster: Arc<Cluster>,
+        options: Options,
+        launch: impl FnOnce(&mut Launch),
+    ) -> Self {
         let bao = Bao::start(Shape::Dev).await;
         configure(&bao, &cluster).await;
         let proxy = Proxy::start(bao.url());

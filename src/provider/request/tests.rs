@@ -60,9 +60,9 @@ fn tokens_come_from_secrets_before_attributes() {
         ("", r#"(it has "vault")"#),
     ] {
         let error = audiences(MountRequest { secrets: secrets.into(), ..request() });
-        assert!(error.ends_with(expected), "{error}");
+        assert!(error.contains(expected), "{error}");
     }
-    assert!(audiences(with(TOKENS_KEY, json!(""))).ends_with("(it has none now)"));
+    assert!(audiences(with(TOKENS_KEY, json!(""))).contains("(it has none now)"));
     assert!(audiences(with(TOKENS_KEY, json!("canary"))).contains("no JSON object of audience to token"));
 }
 

@@ -285,7 +285,7 @@ impl<'a> Reader<'a> {
     }
 
     fn owner(&mut self) -> Option<FileOwner> {
-        let mut owner = FileOwner::default();
+        let (mut owner, mut of_pod) = (FileOwner::default(), false);
         if let Some(value) = self.node.get("fileOwner") {
             if let Kind::Map(entries) = &value.kind {
                 for (key, value) in entries {
@@ -297,17 +297,29 @@ impl<'a> Reader<'a> {
                         _ => self.fail("fileOwner", key.line, "has fields other than uid and gid"),
                     }
                 }
+            } else if let Some((values::POD_OWNER, line)) = self.text("fileOwner") {
+                of_pod = true;
+                owner = self.pod_owner(line);
             } else if let Some((text, line)) = self.text("fileOwner") {
                 owner = self.check("fileOwner", line, values::owner(text))?;
             }
         }
         if let Some((text, line)) = self.text("fileGroup") {
-            if owner.gid.is_some() {
+            if owner.gid.is_some() && !of_pod {
                 self.fail("fileGroup", line, "the group is given twice, in fileOwner and in fileGroup");
             }
             owner.gid = self.check("fileGroup", line, values::id(text));
         }
         (owner != FileOwner::default()).then_some(owner)
+    }
+
+    fn pod_owner(&mut self, line: u64) -> FileOwner {
+        self.findings.pod_owner.unwrap_or_else(|| {
+            self.failed = true;
+            let place = format!("object {} (line {line}): ", self.label);
+            self.findings.error(SpecError::PodOwner { place, line: Some(line) });
+            FileOwner::default()
+        })
     }
 
     fn duration(&mut self, field: &'static str) -> Option<Duration> {

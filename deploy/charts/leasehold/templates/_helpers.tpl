@@ -40,6 +40,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- default (printf "%s-policy" (include "leasehold.fullname" .)) .Values.policy.existingConfigMap -}}
 {{- end -}}
 
+{{/* Whether anything is asked of the API server: "true" or empty. */}}
+{{- define "leasehold.usesAPI" -}}
+{{- if or .Values.podEvents.enabled .Values.tokenRequest.enabled .Values.readPods.enabled -}}true{{- end -}}
+{{- end -}}
+
 {{/* Flags of one server. Takes the flags' prefix, the address and the values. */}}
 {{- define "leasehold.serverArgs" -}}
 {{- $prefix := .prefix -}}
@@ -91,6 +96,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- if and .Values.podMonitor.enabled .Values.serviceMonitor.enabled -}}
 {{- fail "podMonitor and serviceMonitor would both scrape every pod: enable one" -}}
+{{- end -}}
+{{- if and .Values.readPods.enabled (not .Values.fileOwnership.enabled) -}}
+{{- fail "readPods is for fileOwner: pod, which needs fileOwnership.enabled too" -}}
 {{- end -}}
 {{- if not (or .Values.providers.leasehold .Values.providers.vault .Values.providers.openbao) -}}
 {{- fail "no provider: enable at least one of providers.leasehold, providers.vault and providers.openbao" -}}
