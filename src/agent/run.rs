@@ -149,6 +149,7 @@ impl Agent {
             digest_key,
             seed: rand::random(),
             changes: Some(sender),
+            observer: None,
         };
         let backend = Arc::new(VaultBackend::new(Limits::default()));
         let metrics = Arc::clone(&reporting.metrics);
