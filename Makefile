@@ -4,6 +4,7 @@
 #   make lint      formatting, clippy, rustdoc, licences
 #   make check-deploy  chart, manifests, alerts, examples and docs, without a cluster
 #   make bench     latency of a Mount beside the bare round trips of the same client
+#   make compare   the in-pod agent beside `bao agent`: the table of docs/agent.md
 #   make soak      the tests that take hours
 #   make simulate  node-days of the core on a simulated clock
 #   make help      this text
@@ -11,7 +12,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench soak simulate check-deploy
+.PHONY: help setup demo test lint bench compare soak simulate check-deploy
 
 # Tests that watch their whole process (its memory, its log, its descriptors) run one by one.
 ALONE := hostile_vault projection
@@ -42,6 +43,10 @@ lint:
 
 bench: setup
 	cargo bench --locked --benches
+
+compare: setup
+	cargo build --locked --release --bin leasehold
+	LEASEHOLD_COMPARED=$$PWD/target/release/leasehold cargo test --locked --test agent -- --ignored --nocapture compare
 
 # The same tests at length: the races of the writer, and mounts that come and go under kills.
 soak: setup

@@ -27,7 +27,7 @@ mod run;
 mod settings;
 mod watch;
 
-use settings::Settings;
+use settings::{Settings, Source};
 
 /// Folder within the state folder: the root of an emptyDir is the kubelet's and keeps its mode.
 const STATE: &str = "agent";
@@ -40,7 +40,21 @@ pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
     if arguments.check {
         return check(&arguments);
     }
+    if arguments.print_config
+        && let Some(translation) = Source::of(&arguments)?.translated()?
+    {
+        use std::io::Write as _;
+        for note in &translation.notes {
+            let line = note.line.map(|line| format!("line {line}: ")).unwrap_or_default();
+            writeln!(std::io::stderr(), "{line}{note}")?;
+        }
+        crate::command::print(&translation.yaml)?;
+        let whole = translation.complete().is_ok();
+        return Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     let log = config::log(arguments.log_level, arguments.log_format);
+    // Before the configuration is read: what is lost in a translation is told in the log.
+    telemetry::init(log);
     let settings = match Settings::resolve(arguments, |name| std::env::var(name).ok()) {
         Ok(settings) => settings,
         Err(error) => {
@@ -55,7 +69,6 @@ pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    telemetry::init(log);
     sandbox::forbid_own_core_dumps();
     // One thread: a pod's few files are no work, and every thread costs memory in each pod.
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -182,8 +182,16 @@ pub struct SandboxArgs {
 #[allow(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub struct AgentArgs {
     /// The agent's file, or a folder of files that are one together.
-    #[arg(long, value_name = "FILE|DIR", env = "LEASEHOLD_CONFIG", required_unless_present = "check")]
+    #[arg(long, value_name = "FILE|DIR", env = "LEASEHOLD_CONFIG",
+        required_unless_present_any = ["check", "from_vault_agent", "annotations"])]
     pub config: Option<PathBuf>,
+    /// Vault Agent's configuration in place of ours; --print-config shows what it becomes.
+    #[arg(long, value_name = "FILE", env = "LEASEHOLD_FROM_VAULT_AGENT",
+        conflicts_with_all = ["config", "annotations"])]
+    pub from_vault_agent: Option<PathBuf>,
+    /// The pod's own annotations for Vault Agent's injector in place of it, from a downward API volume.
+    #[arg(long, value_name = "FILE", env = "LEASEHOLD_ANNOTATIONS", conflicts_with = "config")]
+    pub annotations: Option<PathBuf>,
     /// Render once, say until when the credentials live, and end: for init containers and Jobs. Nothing is
     /// revoked.
     #[arg(long)]

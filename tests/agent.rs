@@ -6,6 +6,8 @@ mod support;
 
 #[path = "agent/auth.rs"]
 mod auth;
+#[path = "agent/compare.rs"]
+mod compare;
 #[path = "agent/exec.rs"]
 mod exec;
 #[path = "agent/life.rs"]

@@ -10,11 +10,13 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
+use tracing::warn;
 
 use super::credential;
 use crate::{
     cli::AgentArgs,
     config,
+    convert::{Translation, injector, vault_agent},
     provider::token,
     spec::{
         PodIdentity,
@@ -31,6 +33,10 @@ const MAX_FILE: u64 = 4 << 20;
 pub(super) enum Source {
     /// Ours: a file, or a folder of files that are one together.
     Own(PathBuf),
+    /// Vault Agent's, in HCL or JSON.
+    VaultAgent(PathBuf),
+    /// The pod's annotations for Vault Agent's injector, as the downward API writes them.
+    Annotations(PathBuf),
 }
 
 /// Names and contents of files.
@@ -76,8 +82,7 @@ impl Settings {
         arguments: AgentArgs,
         environment: impl Fn(&str) -> Option<String>,
     ) -> anyhow::Result<Self> {
-        let Some(config) = arguments.config else { bail!("say with --config which file to read") };
-        let source = Source::Own(config);
+        let source = Source::of(&arguments)?;
         let mut defaults = config::defaults(&arguments.vault.into(), &["VAULT_", "BAO_"], &environment)?;
         let variable = |names: &[&str]| names.iter().find_map(|name| environment(name)).unwrap_or_default();
         defaults.node = variable(&["LEASEHOLD_NODE_NAME", "NODE_NAME"]);
@@ -173,11 +178,55 @@ impl Source {
     fn name(&self) -> String {
         match self {
             Self::Own(path) => path.display().to_string(),
+            // Lines are those of what --print-config shows.
+            Self::VaultAgent(path) | Self::Annotations(path) => format!("{}, translated", path.display()),
         }
     }
 
+    /// What the command line names.
+    ///
+    /// # Errors
+    /// When it names nothing.
+    pub(super) fn of(arguments: &AgentArgs) -> anyhow::Result<Self> {
+        let own = arguments.config.clone().map(Self::Own);
+        let others = [
+            arguments.from_vault_agent.clone().map(Self::VaultAgent),
+            arguments.annotations.clone().map(Self::Annotations),
+        ];
+        own.into_iter()
+            .chain(others.into_iter().flatten())
+            .next()
+            .context("say which file to read: --config, --from-vault-agent or --annotations")
+    }
+
+    /// What somebody else's file is in our words, with what is lost; `None` of our own.
+    ///
+    /// # Errors
+    /// When it cannot be read at all.
+    pub(super) fn translated(&self) -> anyhow::Result<Option<Translation>> {
+        let (Self::Own(path) | Self::VaultAgent(path) | Self::Annotations(path)) = self;
+        let read = || text(path).with_context(|| format!("cannot read {}", path.display()));
+        let translation = match self {
+            Self::Own(_) => return Ok(None),
+            Self::VaultAgent(_) => vault_agent::translate(&read()?),
+            Self::Annotations(_) => injector::translate(&read()?),
+        };
+        translation.map(Some).with_context(|| path.display().to_string())
+    }
+
     fn texts(&self) -> anyhow::Result<(Texts, BTreeSet<PathBuf>)> {
-        let Self::Own(path) = self;
+        if let Some(translation) = self.translated()? {
+            let (Self::Own(path) | Self::VaultAgent(path) | Self::Annotations(path)) = self;
+            let translation = translation.complete().with_context(|| path.display().to_string())?;
+            for note in &translation.notes {
+                warn!(line = note.line, "{note}");
+            }
+            return Ok((
+                vec![(path.display().to_string(), translation.yaml)],
+                BTreeSet::from([path.clone()]),
+            ));
+        }
+        let (Self::Own(path) | Self::VaultAgent(path) | Self::Annotations(path)) = self;
         if !path.is_dir() {
             let content = text(path).with_context(|| format!("cannot read {}", path.display()))?;
             return Ok((vec![(path.display().to_string(), content)], BTreeSet::from([path.clone()])));

@@ -216,3 +216,49 @@ async fn not_ready_before_the_first_render() {
     pod.ready(&mut agent).await;
     assert_eq!(pod.read("secrets/a").unwrap(), "one");
 }
+
+#[tokio::test]
+async fn a_vault_agent_configuration_runs_as_it_is() {
+    let pod = Pod::new("hcl").await;
+    pod.put("app", "one").await;
+    let hcl = format!(
+        r#"vault {{ address = "{}" }}
+auto_auth {{
+  method "kubernetes" {{
+    mount_path = "auth/k8s-hcl"
+    config = {{ role = "app", token_path = "{}" }}
+  }}
+}}
+template {{
+  destination = "{}"
+  contents = "{{{{ with secret \"secret/data/hcl/app\" }}}}{{{{ .Data.data.value }}}}{{{{ end }}}}"
+  perms = "0400"
+}}
+"#,
+        pod.proxy.url(),
+        pod.path("token/vault").display(),
+        pod.path("secrets/app.conf").display()
+    );
+    pod.replace("config/agent.hcl", &hcl);
+    let translated = |more: &[&str]| {
+        pod.run(&crate::support::leasehold::binary(), |command| {
+            command.args(["agent", "--from-vault-agent"]).arg(pod.path("config/agent.hcl"));
+            command.arg("--state-dir").arg(pod.path("state")).args(more);
+        })
+    };
+    let mut shown = translated(&["--print-config"]);
+    assert!(shown.wait(SOON).await.success(), "{}", shown.log());
+    assert!(shown.log().contains("vaultAuthMountPath: k8s-hcl"), "{}", shown.log());
+    let mut once = translated(&["--once"]);
+    assert!(once.wait(SOON).await.success(), "{}", once.log());
+    assert_eq!(pod.read("secrets/app.conf").unwrap(), "one");
+    assert_eq!(pod.status("secrets/app.conf").0, 0o400);
+
+    pod.replace(
+        "config/agent.hcl",
+        &hcl.replace("auto_auth {", "auto_auth {\n  sink \"file\" { config = { path = \"/x\" } }"),
+    );
+    let mut refused = translated(&["--once"]);
+    assert_eq!(refused.wait(SOON).await.code(), Some(64), "{}", refused.log());
+    assert!(refused.log().contains("sink"), "{}", refused.log());
+}
