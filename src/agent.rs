@@ -74,6 +74,8 @@ pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
+        // Look-ups of names and renderings are seldom; a thread that waits for the next is memory.
+        .thread_keep_alive(std::time::Duration::from_secs(1))
         .build()
         .context("cannot start the runtime")?;
     let ended = runtime.block_on(run::run(settings));

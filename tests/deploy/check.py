@@ -45,6 +45,7 @@ def main():
         documents.check_restricted,
         documents.check_crd,
         documents.check_bookstore,
+        documents.check_sidecar,
     ]
     if binary:
         checks.append(lambda problems: chart.check_with_binary(problems, binary))

@@ -18,7 +18,7 @@ from source import ROOT
 
 
 def pages():
-    return sorted((ROOT / "docs").glob("*.md")) + [ROOT / "examples/bookstore/README.md"]
+    return sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "examples").glob("*/README.md"))
 
 
 def fences(text):
@@ -181,6 +181,27 @@ def check_bookstore(problems):
     if not pods:
         problems.append("bookstore: has no Deployment")
     return seen
+
+
+def check_sidecar(problems):
+    """The sidecar example and the manifests of the page about it are valid and meet *restricted*; each field of the
+    agent's file is in its reference."""
+    documents = [it for file in sorted((ROOT / "examples/sidecar").glob("*.yaml")) for it in yaml.safe_load_all(file.read_text())]
+    page = (ROOT / "docs/agent.md").read_text()
+    shown = [it for language, text in fences(page) if language == "yaml" for it in yaml.safe_load_all(text)]
+    documents += [it for it in shown if isinstance(it, dict) and "kind" in it]
+    pods = 0
+    for document in documents:
+        problems += [f"sidecar: {what}" for what in judged(document)]
+        spec = document.get("spec", {}) if document["kind"] == "Pod" else document.get("spec", {}).get("template", {}).get("spec")
+        if spec:
+            pods += 1
+            problems += [f"sidecar: {what}" for what in podsecurity.restricted(spec)]
+    names = {name for constant in ("PARAMETERS", "OWN", "AUTH", "FOLDER", "EXEC") for name in source.constant_list("src/spec/agent.rs", constant)}
+    problems += [f"agent.md: does not tell of {name}" for name in sorted(names) if name not in page]
+    if pods < 3:
+        problems.append("sidecar: has not three pods")
+    return len(documents) + len(names)
 
 
 def check_classes_with_binary(problems, binary):

@@ -6,7 +6,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, OnceLock, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -118,9 +118,16 @@ impl Process {
         kill(pid, signal).unwrap_or_else(|error| panic!("send {signal} to {}: {error}", self.name));
     }
 
-    /// Waits for the end of the process.
+    /// Waits for the end of the process, and until what it wrote is read. Whatever it started may hold its
+    /// output open, and is not waited for.
     pub async fn wait(&mut self, bound: Duration) -> ExitStatus {
-        until(&format!("{} ends", self.name), bound, async || self.exited()).await
+        let status = until(&format!("{} ends", self.name), bound, async || self.exited()).await;
+        let ended = Instant::now();
+        // Each of the two readers holds the log while it reads.
+        while Arc::strong_count(&self.log) > 1 && ended.elapsed() < Duration::from_secs(1) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        status
     }
 
     /// SIGKILL, as a crash or the OOM killer does it, and wait.
