@@ -11,7 +11,7 @@ use crate::{
     spec::{Connection, LoginSpec, SecretRequest},
 };
 
-mod generator;
+pub(crate) mod generator;
 pub mod vault;
 
 /// A session token of the store.

@@ -305,6 +305,9 @@ pub struct RenderArgs {
     /// Name of the SecretProviderClass, where the manifest has several.
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    /// Sample data instead of a server: a YAML or JSON mapping of paths to what would be answered there.
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
     /// ServiceAccount token to log in with.
     #[arg(long, value_name = "FILE", env = "LEASEHOLD_TOKEN_FILE", default_value = config::TOKEN_FILE)]
     pub token_file: PathBuf,

@@ -10,6 +10,7 @@ use anyhow::Context;
 
 use crate::{
     app::BAD_CONFIG,
+    check::UNKNOWN_ADDRESS,
     cli::TenancyArgs,
     config::{ConfigError, Tenancy},
     telemetry,
@@ -44,6 +45,17 @@ pub fn bad_config(error: &ConfigError) -> anyhow::Result<ExitCode> {
 
 fn tenancy(flags: TenancyArgs) -> Result<Tenancy, ConfigError> {
     Tenancy::resolve(flags, |name| std::env::var(name).ok())
+}
+
+/// The same where nobody is connected to.
+fn offline_tenancy(mut flags: TenancyArgs) -> Result<Tenancy, ConfigError> {
+    let tenancy = tenancy(flags.clone())?;
+    if tenancy.defaults.values().any(|own| own.address.is_some()) {
+        return Ok(tenancy);
+    }
+    // The agent has one that nobody told us, and its policy allows it.
+    flags.vault.addr = Some(UNKNOWN_ADDRESS.into());
+    self::tenancy(flags)
 }
 
 /// Rows under a header, columns aligned; what would break a line or move a terminal's cursor is replaced.

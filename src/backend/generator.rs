@@ -24,7 +24,7 @@ mod tests;
 
 /// Why no value can be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum GenerateError {
+pub(crate) enum GenerateError {
     /// It names a generator that no policy file defined.
     #[error(
         "generator {0:?} is not defined: it is none of the kinds, and the node's policy file has none of this name"
@@ -36,7 +36,7 @@ pub(super) enum GenerateError {
 }
 
 /// The keys that a generator writes when it makes the value of `key`.
-pub(super) fn keys<'a>(key: &'a str, generator: &Generator) -> impl Iterator<Item = String> + use<'a> {
+pub(crate) fn keys<'a>(key: &'a str, generator: &Generator) -> impl Iterator<Item = String> + use<'a> {
     let public = matches!(generator, Generator::SshKey { .. }).then(|| public(key));
     [key.to_owned()].into_iter().chain(public)
 }
@@ -47,7 +47,7 @@ fn public(key: &str) -> String {
 }
 
 /// Makes the value of `key`, and of the keys that come with it.
-pub(super) fn make(
+pub(crate) fn make(
     key: &str,
     generator: &Generator,
 ) -> Result<BTreeMap<String, SecretString>, GenerateError> {

@@ -3,7 +3,7 @@
 use std::{io, process::ExitCode};
 
 use crate::{
-    check::{self, Judge, UNKNOWN_ADDRESS},
+    check::{self, Judge},
     cli::CheckArgs,
 };
 
@@ -12,14 +12,8 @@ use crate::{
 /// # Errors
 /// When the output cannot be written.
 pub fn run(arguments: CheckArgs) -> anyhow::Result<ExitCode> {
-    let CheckArgs { files, suggest_policy, namespace, service_account, tenancy: mut flags } = arguments;
-    let mut tenancy = super::tenancy(flags.clone());
-    if matches!(&tenancy, Ok(tenancy) if tenancy.defaults.values().all(|own| own.address.is_none())) {
-        // The agent has one that nobody told us, and its policy allows it.
-        flags.vault.addr = Some(UNKNOWN_ADDRESS.into());
-        tenancy = super::tenancy(flags);
-    }
-    let tenancy = match tenancy {
+    let CheckArgs { files, suggest_policy, namespace, service_account, tenancy: flags } = arguments;
+    let tenancy = match super::offline_tenancy(flags) {
         Ok(tenancy) => tenancy,
         Err(error) => return super::bad_config(&error),
     };

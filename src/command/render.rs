@@ -1,13 +1,12 @@
 //! `leasehold render`: what a SecretProviderClass would read and write, shown against a real server with a
-//! token from a file. Nothing is written, and nothing is asked that does something, unless told to; the
+//! token from a file, or offline with sample data. Nothing is written, and nothing is asked that does something, unless told to; the
 //! session is revoked at the end, whatever happened.
 
 use std::{
     collections::BTreeMap,
     fs,
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     mem,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::Path,
     process::ExitCode,
     sync::Arc,
@@ -26,17 +25,17 @@ use crate::{
     check::{self, Candidate, Judge},
     cli::RenderArgs,
     clock,
-    projection::{FileProjection, Payload},
     provider::token::{self, Tokens},
-    render::{DigestKey, render},
     secret::SecretString,
-    spec::{
-        ApiPath, DependencyId, Object, PodIdentity, SecretRequest, VolumeSpec,
-        object::{Generator, Part, Source},
-    },
-    telemetry,
+    spec::{ApiPath, DependencyId, PodIdentity, SecretRequest, VolumeSpec, object::Generator},
     template::PodContext,
 };
+
+mod preview;
+mod sample;
+
+use preview::Preview;
+use sample::Sample;
 
 /// Largest token file; the API server's tokens have about 1 KiB.
 const MAX_TOKEN: u64 = 64 * 1024;
@@ -48,7 +47,11 @@ const TIMEOUT: Duration = Duration::from_secs(40);
 /// # Errors
 /// What kept it from logging in, or from revoking the session.
 pub fn run(arguments: RenderArgs) -> anyhow::Result<ExitCode> {
-    let tenancy = match super::tenancy(arguments.tenancy.clone()) {
+    let tenancy = match &arguments.data {
+        None => super::tenancy(arguments.tenancy.clone()),
+        Some(_) => super::offline_tenancy(arguments.tenancy.clone()),
+    };
+    let tenancy = match tenancy {
         Ok(tenancy) => tenancy,
         Err(error) => return super::bad_config(&error),
     };
@@ -60,6 +63,16 @@ pub fn run(arguments: RenderArgs) -> anyhow::Result<ExitCode> {
     let Candidate { name, namespace, provider, spec } = choose(candidates, arguments.name.as_deref())?;
     let Some(mut spec) = spec else { bail!("SecretProviderClass {name} has errors, see above") };
 
+    if let Some(data) = &arguments.data {
+        return offline(&arguments, data, spec, namespace, |pod, spec| {
+            // Nobody is connected to: the policy matters where somebody asks what it would say.
+            if tenancy.policy_file.is_some() {
+                tenancy.policy.check(provider, pod, spec)?;
+            }
+            tenancy.policy.narrow(provider, pod, spec);
+            Ok(())
+        });
+    }
     let jwt = read_token(&arguments.token_file)?;
     let claimed = token::subject(&jwt);
     let pod = identity(&arguments, claimed.as_ref(), namespace);
@@ -67,7 +80,7 @@ pub fn run(arguments: RenderArgs) -> anyhow::Result<ExitCode> {
     tenancy.policy.check(provider, &pod, &spec)?;
     tenancy.policy.narrow(provider, &pod, &mut spec);
     if arguments.write {
-        prepare(&arguments.target)?;
+        preview::prepare(&arguments.target)?;
     }
 
     let mut out = format!(
@@ -87,6 +100,47 @@ pub fn run(arguments: RenderArgs) -> anyhow::Result<ExitCode> {
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(DryRun::new(&arguments, spec, &pod).perform(&jwt))
+}
+
+/// The same with sample data: nobody is asked, and no token is needed.
+fn offline(
+    arguments: &RenderArgs,
+    data: &Path,
+    mut spec: VolumeSpec,
+    namespace: Option<String>,
+    judge: impl Fn(&PodIdentity, &mut VolumeSpec) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    let sample = Sample::read(data)?;
+    let pod = identity(arguments, None, namespace);
+    judge(&pod, &mut spec)?;
+    spec.pod = context_of(&pod, spec.pod.node);
+    if arguments.write {
+        preview::prepare(&arguments.target)?;
+    }
+    let (secrets, left_out, text) = sample.answer(&spec);
+    super::print(&text)?;
+    Preview { arguments, spec }.finish(&secrets, &left_out, !left_out.is_empty())
+}
+
+/// What templates know of their pod.
+fn context_of(pod: &PodIdentity, node: String) -> PodContext {
+    PodContext {
+        name: pod.name.clone(),
+        namespace: pod.namespace.clone(),
+        uid: pod.uid.clone(),
+        service_account: pod.service_account.clone(),
+        node,
+    }
+}
+
+/// The text of a file that is not longer than `most` bytes.
+fn read_bounded(path: &Path, most: u64) -> io::Result<String> {
+    let mut text = String::new();
+    fs::File::open(path)?.take(most + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > most {
+        return Err(io::Error::other(format!("it has more than {most} bytes")));
+    }
+    Ok(text)
 }
 
 fn choose(mut candidates: Vec<Candidate>, name: Option<&str>) -> anyhow::Result<Candidate> {
@@ -111,11 +165,9 @@ fn choose(mut candidates: Vec<Candidate>, name: Option<&str>) -> anyhow::Result<
 
 fn read_token(path: &Path) -> anyhow::Result<SecretString> {
     let shown = path.display();
-    let mut text = String::new();
-    fs::File::open(path)
-        .and_then(|file| file.take(MAX_TOKEN + 1).read_to_string(&mut text))
+    let text = read_bounded(path, MAX_TOKEN)
         .with_context(|| format!("cannot read the token file {shown} (--token-file)"))?;
-    if text.len() as u64 > MAX_TOKEN || text.trim().is_empty() {
+    if text.trim().is_empty() {
         bail!("the token file {shown} holds no token: it must have one line of at most 64 KiB");
     }
     Ok(SecretString::new(text.trim().to_owned()))
@@ -144,35 +196,29 @@ fn identity(arguments: &RenderArgs, claimed: Option<&PodIdentity>, namespace: Op
 
 /// One dry run.
 struct DryRun<'a> {
-    arguments: &'a RenderArgs,
-    spec: VolumeSpec,
+    preview: Preview<'a>,
     backend: VaultBackend,
     context: RequestContext,
 }
 
 impl<'a> DryRun<'a> {
     fn new(arguments: &'a RenderArgs, mut spec: VolumeSpec, pod: &PodIdentity) -> Self {
-        spec.pod = PodContext {
-            name: pod.name.clone(),
-            namespace: pod.namespace.clone(),
-            uid: pod.uid.clone(),
-            service_account: pod.service_account.clone(),
-            node: spec.pod.node,
-        };
+        spec.pod = context_of(pod, spec.pod.node);
         let context = RequestContext {
             connection: Arc::new(spec.connection.clone()),
             timeout: TIMEOUT,
             on_behalf_of: format!("{}/{}", pod.namespace, pod.name).into(),
             accessor: None,
         };
-        Self { arguments, spec, backend: VaultBackend::new(Limits::default()), context }
+        let preview = Preview { arguments, spec };
+        Self { preview, backend: VaultBackend::new(Limits::default()), context }
     }
 
     async fn perform(mut self, jwt: &SecretString) -> anyhow::Result<ExitCode> {
         // From here on an interrupt ends the reading, and not the revoking.
         let mut signals = Signals::new().context("cannot listen for signals")?;
-        let login = &self.spec.login;
-        let connection = &self.spec.connection;
+        let login = &self.preview.spec.login;
+        let connection = &self.preview.spec.connection;
         let whither = format!(
             "POST auth/{}/login, role {}, audience {}, at {}{}",
             login.mount,
@@ -226,15 +272,18 @@ impl<'a> DryRun<'a> {
         let mut secrets = BTreeMap::new();
         let mut left_out: BTreeMap<DependencyId, &str> = BTreeMap::new();
         let mut failed = false;
-        for (id, request) in self.spec.requests() {
+        for (id, request) in self.preview.spec.requests() {
             let route = format!("{} {}", request.method.as_str(), request.path);
             // What is there is shown; what would be made is made when told to.
             let mut plain = request.clone();
-            let wanted =
-                if self.arguments.allow_writes { BTreeMap::new() } else { mem::take(&mut plain.generate) };
+            let wanted = if self.preview.arguments.allow_writes {
+                BTreeMap::new()
+            } else {
+                mem::take(&mut plain.generate)
+            };
             let request = &plain;
             let line = match self.side_effect(grant, request).await {
-                Some(why) if !self.arguments.allow_writes => {
+                Some(why) if !self.preview.arguments.allow_writes => {
                     left_out.insert(id, "its request was skipped");
                     format!("skipped  {route}: {why}; --allow-writes makes it\n")
                 }
@@ -261,23 +310,7 @@ impl<'a> DryRun<'a> {
             super::print(&line)?;
         }
 
-        let (text, payload, missing) = self.render(&secrets, &left_out);
-        super::print(&text)?;
-        // A skipped request is what was asked for; an object that cannot be rendered is a failure.
-        failed |= missing > left_out_objects(&self.spec, &left_out);
-        let written = match (self.arguments.write, missing) {
-            (false, _) => "nothing was written: --write writes the files\n".to_owned(),
-            (true, 0) => {
-                write_files(&self.arguments.target, &payload)?;
-                format!("written  {} files to {}\n", payload.files.len(), self.arguments.target.display())
-            }
-            (true, missing) => {
-                failed = true;
-                format!("nothing was written: {missing} objects are missing\n")
-            }
-        };
-        super::print(&written)?;
-        Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        self.preview.finish(&secrets, &left_out, failed)
     }
 
     async fn fetch(&self, grant: &Grant, request: &SecretRequest) -> Result<Secret, BackendError> {
@@ -328,80 +361,6 @@ impl<'a> DryRun<'a> {
         let engine = envelope.data.expose().get("type").and_then(serde_json::Value::as_str);
         engine.map(str::to_owned).ok_or_else(|| unknown("the server does not name its type".into()))
     }
-
-    /// The table of files, what they are made of, and how many objects are missing from it. Objects are
-    /// rendered one by one: each that fails is shown.
-    fn render(
-        &self,
-        secrets: &BTreeMap<DependencyId, Secret>,
-        left_out: &BTreeMap<DependencyId, &str>,
-    ) -> (String, Payload, usize) {
-        let key = DigestKey::new(&rand::random());
-        let mut payload = Payload::default();
-        let header = ["FILE", "MODE", "BYTES", "VERSION", "FROM"].map(str::to_owned);
-        let mut rows = vec![header.to_vec()];
-        let mut missing = Vec::new();
-        for object in self.spec.objects.iter().filter(|object| !object.is_input()) {
-            if let Some(why) = needs(&self.spec, object).find_map(|it| left_out.get(&it.id())) {
-                missing.push(format!("missing  {}: {why}\n", object.name()));
-                continue;
-            }
-            let inputs = inputs_of(&self.spec, object);
-            let objects = inputs.chain([object]).cloned().collect();
-            let alone = VolumeSpec { objects, ..self.spec.clone() };
-            let files = match render(&alone, secrets, &key, clock::wall_now()) {
-                Ok(rendered) => rendered.payload.files,
-                Err(error) => {
-                    missing.push(format!("failed   {}\n", telemetry::chain(&error)));
-                    continue;
-                }
-            };
-            let (version, from) = match &object.source {
-                Source::Template(_) => (None, "template".to_owned()),
-                Source::Secret { request, part } => {
-                    let key = match part {
-                        Part::Key(key) => format!(" key {key}"),
-                        _ => String::new(),
-                    };
-                    let version = secrets.get(&request.id()).and_then(|secret| secret.kv_version);
-                    (version, format!("{} {}{key}", request.method.as_str(), request.path))
-                }
-            };
-            for (path, file) in files {
-                rows.push(vec![
-                    self.arguments.target.join(path.as_str()).display().to_string(),
-                    format!("{:04o}", file.mode.bits()),
-                    file.contents.len().to_string(),
-                    version.map_or_else(|| "-".to_owned(), |version| version.to_string()),
-                    from.clone(),
-                ]);
-                payload.files.insert(path, file);
-            }
-        }
-        let mut text = String::new();
-        if rows.len() > 1 {
-            text.push('\n');
-            text.push_str(&super::table(&rows));
-            text.push_str(&self.values(&payload));
-            text.push('\n');
-        }
-        missing.iter().for_each(|line| text.push_str(line));
-        (text, payload, missing.len())
-    }
-
-    fn values(&self, payload: &Payload) -> String {
-        if !self.arguments.show_values {
-            return "the values are not shown: --show-values shows them\n".to_owned();
-        }
-        payload
-            .files
-            .iter()
-            .map(|(path, file)| {
-                let path = self.arguments.target.join(path.as_str());
-                format!("--- {}\n{}\n", path.display(), readable(file))
-            })
-            .collect()
-    }
 }
 
 /// Whether an answer lacks a value that a pod's mount would make.
@@ -415,26 +374,6 @@ fn would_generate(answer: &Result<Secret, BackendError>, wanted: &BTreeMap<Strin
         }
         Ok(_) => false,
     }
-}
-
-/// Objects that are missing because their request was not made or not answered.
-fn left_out_objects(spec: &VolumeSpec, left_out: &BTreeMap<DependencyId, &str>) -> usize {
-    let files = spec.objects.iter().filter(|object| !object.is_input());
-    files.filter(|object| needs(spec, object).any(|it| left_out.contains_key(&it.id()))).count()
-}
-
-/// The entries with `as` that an object may use.
-fn inputs_of<'a>(spec: &'a VolumeSpec, object: &'a Object) -> impl Iterator<Item = &'a Object> {
-    let uses = match &object.source {
-        Source::Template(_) => true,
-        Source::Secret { part, .. } => matches!(part, Part::Keystore { .. }),
-    };
-    spec.objects.iter().filter(move |it| uses && it.is_input())
-}
-
-/// The requests without which an object cannot be rendered.
-fn needs<'a>(spec: &'a VolumeSpec, object: &'a Object) -> impl Iterator<Item = &'a SecretRequest> {
-    inputs_of(spec, object).chain([object]).flat_map(Object::requests)
 }
 
 /// Whether a read makes a lease, by type of secret engine. Unknown types are taken to.
@@ -461,52 +400,9 @@ fn describe(secret: &Secret) -> String {
     format!("{}{lease}{warnings}", version.unwrap_or_default()).replace(char::is_control, "?")
 }
 
-/// Text as it is, everything else as base64: it must not steer a terminal.
-fn readable(file: &FileProjection) -> String {
-    let bytes = file.contents.expose();
-    match std::str::from_utf8(bytes) {
-        Ok(text) if !text.chars().any(|c| c.is_control() && c != '\n' && c != '\t') => {
-            text.trim_end_matches('\n').to_owned()
-        }
-        _ => format!("base64: {}", data_encoding::BASE64.encode(bytes)),
-    }
-}
-
-/// A folder that is there and empty: nothing of the user's is overwritten.
-fn prepare(target: &Path) -> anyhow::Result<()> {
-    let shown = target.display();
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(target)
-        .with_context(|| format!("cannot make the folder {shown}"))?;
-    let mut entries = fs::read_dir(target).with_context(|| format!("cannot read the folder {shown}"))?;
-    if entries.next().is_some() {
-        bail!("{shown} is not empty: --write wants a folder of its own");
-    }
-    Ok(())
-}
-
-/// Plain files for looking at, without the modes and the swap that a volume has.
-fn write_files(target: &Path, payload: &Payload) -> anyhow::Result<()> {
-    for (path, file) in &payload.files {
-        let path = target.join(path.as_str());
-        let written = (|| {
-            if let Some(parent) = path.parent() {
-                fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-            }
-            let mut created = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-            created.write_all(file.contents.expose())
-        })();
-        written.with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::FileMode;
 
     #[test]
     fn only_reads_known_to_make_no_lease_are_made() {
@@ -519,20 +415,6 @@ mod tests {
             ("something-new", "x/y", true),
         ] {
             assert_eq!(makes_lease(engine, path), expected, "{engine} {path}");
-        }
-    }
-
-    #[test]
-    fn a_value_cannot_steer_a_terminal() {
-        for (bytes, expected) in [
-            (&b"a\tb\nc\n"[..], "a\tb\nc"),
-            (b"\x1b[2J", "base64: G1sySg=="),
-            (b"\xff", "base64: /w=="),
-            ("\u{9b}2J".as_bytes(), "base64: wpsySg=="),
-        ] {
-            let file =
-                FileProjection { contents: bytes.to_vec().into(), mode: FileMode::DEFAULT, owner: None };
-            assert_eq!(readable(&file), expected);
         }
     }
 }

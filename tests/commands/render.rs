@@ -253,3 +253,88 @@ async fn render_interrupted_revokes_its_session() {
     }
     assert!(!Path::new(&bench.path("out")).exists());
 }
+
+/// Every kind of object, without a server and without a token.
+#[test]
+fn sample_data_stands_in_for_the_store() {
+    let dir = temp_dir();
+    let class = dir.path().join("class.yaml");
+    let write = |objects: &str| {
+        let objects: String = objects.trim().lines().map(|line| format!("      {line}\n")).collect();
+        let text = format!(
+            "apiVersion: secrets-store.csi.x-k8s.io/v1\nkind: SecretProviderClass\nmetadata: {{name: a, namespace: shop}}\n\
+             spec:\n  provider: vault\n  parameters:\n    roleName: app\n    objects: |\n{objects}"
+        );
+        fs::write(&class, text).unwrap();
+    };
+    let data = dir.path().join("data.yaml");
+    let run = |more: &[&str]| {
+        let mut command = leasehold(&["render", class.to_str().unwrap(), "--target", "/secrets"]);
+        let output = command.arg("--data").arg(&data).args(more).output().unwrap();
+        told(output)
+    };
+    write(
+        "- {objectName: password, secretPath: secret/data/db, secretKey: password, filePermission: 0400}\n\
+         - {objectName: owned, secretPath: secret/data/db, secretKey: password, fileOwner: {uid: 7, gid: 8}}\n\
+         - {objectName: all, secretPath: secret/data/db, extract: {}}\n\
+         - {objectName: host, secretPath: kv/app, jsonPointer: /hosts/0}\n\
+         - {objectName: env, secretPath: kv/app, format: env}\n\
+         - {objectName: ca.pem, secretPath: pki/ca/pem}\n\
+         - {objectName: later, secretPath: secret/data/none, secretKey: k, default: nothing yet}\n\
+         - {objectName: pin, secretPath: secret/data/pins, secretKey: pin, generate: {hex: {bytes: 16}}}\n\
+         - {as: db, secretPath: database/creds/app}\n\
+         - objectName: url\n\
+         \x20 template: 'postgres://{{ .db.username }}@{{ with secret \"kv/app\" }}{{ .Data.port }}{{ end }}/{{ .pod.namespace }}'\n",
+    );
+    let sample = "secret/data/db: {data: {password: p-1, n: 12345678901234567890123}}\n\
+                  kv/app: {hosts: [db-1, db-2], port: 5432}\n\
+                  pki/ca/pem: PEM\n\
+                  database/creds/app: {username: v-1, password: x}\n";
+    fs::write(&data, sample).unwrap();
+    let (code, out, err) = run(&["--show-values"]);
+    assert_eq!(code, 0, "{out}{err}");
+    for part in [
+        "--- /secrets/password\np-1\n",
+        "--- /secrets/all/n\n12345678901234567890123\n",
+        "--- /secrets/host\ndb-1\n",
+        "--- /secrets/ca.pem\nPEM\n",
+        "--- /secrets/later\nnothing yet\n",
+        "--- /secrets/url\npostgres://v-1@5432/shop\n",
+        "sample   GET secret/data/none: absent\n",
+        "sample   GET secret/data/pins: 1 keys, pin as they would be generated\n",
+    ] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    let line = |name: &str| out.lines().find(|line| line.starts_with(&format!("/secrets/{name} "))).unwrap();
+    assert!(line("password").contains(" 0400 ") && line("owned").contains(" 0440 "), "{out}");
+    assert!(line("host").contains(" 0644 ") && line("pin").contains(" 32 "), "{out}");
+
+    // Values are shown to those who ask.
+    let (_, out, _) = run(&[]);
+    assert!(!out.contains("p-1") && out.contains("--show-values"), "{out}");
+
+    fs::write(&data, "secret/data/db: {data: {password: p-1}}\nother: {}\n").unwrap();
+    let (code, out, _) = run(&[]);
+    assert_eq!(code, 1);
+    assert!(out.contains("failed   GET kv/app: there is no data for this path in "), "{out}");
+    assert!(out.contains("unused   other of "), "{out}");
+    for (text, says) in [
+        ("- a", "is a list, expected a mapping of paths"),
+        ("a: 1", "a is neither a mapping, text nor null"),
+        ("a: {b: 1,\n  b: 2}", "line 2"),
+    ] {
+        fs::write(&data, text).unwrap();
+        let (code, _, err) = run(&[]);
+        assert!(code != 0 && err.contains(says), "{text}: {err}");
+    }
+
+    // Two objects that come to one file, which shows in the data alone.
+    write(
+        "- {objectName: db/password, secretPath: kv/one, secretKey: p}\n\
+         - {objectName: db, secretPath: kv/two, extract: {}}\n",
+    );
+    fs::write(&data, "{kv/one: {p: 1}, kv/two: {password: 2}}").unwrap();
+    let (code, out, _) = run(&[]);
+    assert_eq!(code, 1);
+    assert!(out.contains("\"db/password\"") && out.contains("failed"), "{out}");
+}
