@@ -15,8 +15,9 @@ use super::{Outcome, Rights, Settings};
 /// unix sockets (a server may be one) and UDP (names are looked up by it).
 const KNOWN: ABI = ABI::V6;
 
-/// What looking up a name and trusting the system's authorities take, and our own entries of /proc.
-const SYSTEM: [&str; 10] = [
+/// What looking up a name, trusting the system's authorities and drawing random numbers take, and our own
+/// entries of /proc.
+const SYSTEM: [&str; 12] = [
     "/etc/resolv.conf",
     "/etc/hosts",
     "/etc/nsswitch.conf",
@@ -25,6 +26,9 @@ const SYSTEM: [&str; 10] = [
     "/etc/services",
     "/etc/ssl",
     "/var/run/secrets/kubernetes.io/serviceaccount",
+    // A static binary may draw random numbers from here.
+    "/dev/random",
+    "/dev/urandom",
     // The mount table; statistics of our own.
     "/proc/self",
     "/proc/sys/kernel/random/boot_id",

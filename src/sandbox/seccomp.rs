@@ -160,6 +160,13 @@ pub const BEFORE: &[Call] = calls![
     SYS_umask,
 ];
 
+/// The same of this kind of machine only.
+#[cfg(target_arch = "x86_64")]
+pub const BEFORE_HERE: &[Call] = calls![SYS_arch_prctl];
+/// The same of this kind of machine only.
+#[cfg(not(target_arch = "x86_64"))]
+pub const BEFORE_HERE: &[Call] = calls![];
+
 /// What nothing in this program ever calls, and every way out of it would: it ends the process.
 pub const FORBIDDEN: &[Call] = calls![
     // Other programs and processes.

@@ -2,14 +2,14 @@
 
 use std::{collections::BTreeSet, fs};
 
-use leasehold::sandbox::seccomp::{ALLOWED, ALLOWED_HERE, BEFORE, Call, FORBIDDEN, FORBIDDEN_HERE};
+use leasehold::sandbox::seccomp::{ALLOWED, ALLOWED_HERE, BEFORE, BEFORE_HERE, Call, FORBIDDEN, FORBIDDEN_HERE};
 use serde_json::{Value, json};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/seccomp/leasehold.json");
 
 /// In the form of the OCI's runtime specification, which containerd and CRI-O read.
 fn profile() -> Value {
-    let before: BTreeSet<_> = BEFORE.iter().map(Call::name).collect();
+    let before: BTreeSet<_> = [BEFORE, BEFORE_HERE].into_iter().flatten().map(Call::name).collect();
     let (mut always, mut rules) = (before.clone(), Vec::new());
     for call in [ALLOWED, ALLOWED_HERE].into_iter().flatten() {
         if call.conditions.is_empty() {
