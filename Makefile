@@ -3,6 +3,9 @@
 #   make test      all tests, against real parts; as root
 #   make lint      formatting, clippy, rustdoc, licences
 #   make check-deploy  chart, manifests, alerts, examples and docs, without a cluster
+#   make image     the static binary and its image, to target/image/leasehold.oci
+#   make check-image   builds the image and tries it: content, size, an empty root, a container
+#   make repro_build   builds the binary from two paths and compares
 #   make bench     latency of a Mount beside the bare round trips of the same client
 #   make compare   the in-pod agent beside `bao agent`: the table of docs/agent.md
 #   make soak      the tests that take hours
@@ -12,7 +15,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench compare soak simulate check-deploy
+.PHONY: help setup demo test lint deny_clean image check-image repro_build bench compare soak simulate check-deploy
 
 # Tests that watch their whole process (its memory, its log, its descriptors) run one by one.
 ALONE := hostile_vault projection
@@ -34,12 +37,24 @@ test: setup
 	RUST_TEST_THREADS=1 cargo test --locked $(ALONE:%=--test=%)
 	cargo test --locked --doc
 
-lint:
-	@scripts/setup lint
+lint: deny_clean
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
+
+# Licences, sources and bans of every dependency.
+deny_clean:
+	@scripts/setup lint
 	target/tools/cargo-deny --locked check bans licenses sources
+
+image:
+	@scripts/image
+
+check-image:
+	@scripts/check-image
+
+repro_build:
+	@scripts/check-image repro_build
 
 bench: setup
 	cargo bench --locked --benches

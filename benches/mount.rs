@@ -66,6 +66,7 @@ impl Bare {
             connection: Arc::clone(&self.connection),
             timeout: Duration::from_secs(10),
             on_behalf_of: "bench/bench".into(),
+            serves: Arc::default(),
             accessor: None,
         }
     }

@@ -212,6 +212,18 @@ pub struct Renewed {
     pub since: BootTime,
 }
 
+/// A volume that a request is made for: what an auditor asks about a request that was made with a session
+/// many pods share.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Served {
+    /// `namespace/name` of the pod.
+    pub pod: String,
+    /// The pod's uid.
+    pub uid: String,
+    /// Name of the SecretProviderClass.
+    pub class: String,
+}
+
 /// What every request carries besides its content.
 #[derive(Clone, Debug)]
 pub struct RequestContext {
@@ -221,6 +233,8 @@ pub struct RequestContext {
     pub timeout: Duration,
     /// For the audit line: `namespace/pod` the request is made for, or the identity of a shared session.
     pub on_behalf_of: Arc<str>,
+    /// For the audit line: the volumes that are served by it.
+    pub serves: Arc<[Served]>,
     /// For the audit line: accessor of the session the request is made with, once it is known.
     pub accessor: Option<Arc<str>>,
 }

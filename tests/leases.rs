@@ -6,6 +6,8 @@
 
 mod support;
 
+#[path = "leases/audit.rs"]
+mod audit;
 #[path = "leases/case.rs"]
 mod case;
 #[path = "leases/certificates.rs"]

@@ -208,6 +208,7 @@ impl<'a> DryRun<'a> {
             connection: Arc::new(spec.connection.clone()),
             timeout: TIMEOUT,
             on_behalf_of: format!("{}/{}", pod.namespace, pod.name).into(),
+            serves: Arc::default(),
             accessor: None,
         };
         let preview = Preview { arguments, spec };

@@ -392,9 +392,11 @@ impl Lifecycle {
     }
 
     pub(super) fn new_session(&mut self, key: &VolumeKey, identity: Identity, shared: bool) -> SessionId {
-        let pod = &self.volumes[key].pod;
+        let volume = &self.volumes[key];
+        let pod = &volume.pod;
         let whom = if shared { &identity.service_account } else { &pod.name };
-        let session = Session::new(identity.clone(), on_behalf_of(&pod.namespace, whom), shared);
+        let mut session = Session::new(identity.clone(), on_behalf_of(&pod.namespace, whom), shared);
+        session.made_for = Some(volume.served());
         let id = SessionId(self.fresh_id());
         self.sessions.insert(id, session);
         id

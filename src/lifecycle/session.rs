@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{backoff::Backoff, message::OpId, renewal::Term};
 use crate::{
-    backend::SessionTerms,
+    backend::{Served, SessionTerms},
     clock::BootTime,
     spec::{Connection, LoginSpec},
     volume::VolumeKey,
@@ -64,6 +64,9 @@ pub struct Session {
     pub identity: Identity,
     /// For the audit line: `namespace/pod`, or `namespace/serviceaccount` when shared.
     pub on_behalf_of: Arc<str>,
+    /// For the audit line when nobody uses it any more: the volume whose plan asked for it.
+    #[serde(default)]
+    pub made_for: Option<Served>,
     /// Whether mounts of the identity share it.
     pub shared: bool,
     /// Where it stands.
@@ -108,6 +111,7 @@ impl Session {
         Self {
             identity,
             on_behalf_of,
+            made_for: None,
             shared,
             state: SessionState::New(None),
             users: BTreeSet::new(),

@@ -13,7 +13,7 @@ use super::{
     session::SessionId,
 };
 use crate::{
-    backend::{BackendError, DataLifetime},
+    backend::{BackendError, DataLifetime, Served},
     clock::BootTime,
     spec::{
         DEFAULT_OVERLAP, DEFAULT_REFRESH, DependencyId, PodIdentity, ProviderName, RefreshPolicy,
@@ -330,6 +330,12 @@ pub struct Volume {
 }
 
 impl Volume {
+    /// As an audit line names it.
+    pub fn served(&self) -> Served {
+        let PodIdentity { namespace, name, uid, .. } = &self.pod;
+        Served { pod: format!("{namespace}/{name}"), uid: uid.clone(), class: self.class.clone() }
+    }
+
     /// Whether a Mount was answered for it.
     pub const fn is_live(&self) -> bool {
         self.installed.is_some()

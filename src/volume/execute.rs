@@ -8,15 +8,16 @@ use tracing::error;
 use super::holdings::{HeldSession, Holdings};
 use crate::{
     backend::{
-        BackendError, Credential, FailureClass, Grant, Renewed, RequestContext, Secret, SecretBackend,
+        BackendError, Credential, FailureClass, Grant, Renewed, RequestContext, Secret, SecretBackend, Served,
     },
     clock::{BootTime, boot_now},
     lifecycle::{
         Lifecycle,
         message::{Lane, OpId, Request},
         session::SessionId,
+        volume::Volume,
     },
-    spec::{Connection, LoginSpec, SecretRequest},
+    spec::{Connection, DependencyId, LoginSpec, SecretRequest},
 };
 
 /// For one request of upkeep: nobody waits.
@@ -72,19 +73,18 @@ pub(super) fn prepare(core: &Lifecycle, holdings: &Holdings, lane: Lane, request
         Lane::Foreground => FOREGROUND_TIMEOUT,
         Lane::Background => BACKGROUND_TIMEOUT,
     };
-    let context = |connection: Arc<Connection>, on_behalf_of, accessor| RequestContext {
-        connection,
-        timeout,
-        on_behalf_of,
-        accessor,
+    let context = |connection: Arc<Connection>, on_behalf_of, serves: Arc<[Served]>, accessor| {
+        RequestContext { connection, timeout, on_behalf_of, serves, accessor }
     };
-    let session = |id: &SessionId| {
+    let session_for = |id: &SessionId, wanted: Option<DependencyId>| {
         let record = core.sessions().get(id)?;
         let held = holdings.sessions.get(id)?.clone();
         let accessor = Some(Arc::clone(&held.accessor)).filter(|accessor| !accessor.is_empty());
         let connection = Arc::clone(&record.identity.connection);
-        Some((context(connection, Arc::clone(&record.on_behalf_of), accessor), held))
+        let serves = served(core, id, wanted);
+        Some((context(connection, Arc::clone(&record.on_behalf_of), serves, accessor), held))
     };
+    let session = |id: &SessionId| session_for(id, None);
     let gone = || BackendError {
         class: FailureClass::LeaseGone,
         message: "the session's token is not held any more".into(),
@@ -103,10 +103,10 @@ pub(super) fn prepare(core: &Lifecycle, holdings: &Holdings, lane: Lane, request
                 return Job::Impossible(Outcome::LoggedIn(id, Err(error)));
             };
             let whom = core.sessions().get(&id).map(|record| Arc::clone(&record.on_behalf_of));
-            let context = context(connection, whom.unwrap_or_default(), None);
+            let context = context(connection, whom.unwrap_or_default(), served(core, &id, None), None);
             Job::Login(id, context, login, token.credential.clone())
         }
-        Request::Fetch { session: id, request } => match session(&id) {
+        Request::Fetch { session: id, request } => match session_for(&id, Some(request.id())) {
             Some((context, held)) => Job::Fetch(context, held, request),
             None => Job::Impossible(Outcome::Fetched(Err(gone()))),
         },
@@ -128,6 +128,22 @@ pub(super) fn prepare(core: &Lifecycle, holdings: &Holdings, lane: Lane, request
             None => Job::Impossible(Outcome::Revoked(Ok(()))),
         },
     }
+}
+
+/// The volumes that use a session, of them those that ask for `wanted`; the one it was made for when there
+/// are none any more.
+fn served(core: &Lifecycle, id: &SessionId, wanted: Option<DependencyId>) -> Arc<[Served]> {
+    let Some(session) = core.sessions().get(id) else { return Arc::default() };
+    let wants = |volume: &&Volume| {
+        let plans = [
+            volume.installed.as_ref().map(|installed| &installed.spec),
+            volume.attempt.as_ref().map(|attempt| &attempt.spec),
+        ];
+        wanted.is_none_or(|wanted| plans.into_iter().flatten().any(|spec| spec.user_of(wanted).is_some()))
+    };
+    let users = session.users.iter().filter_map(|key| core.volumes().get(key));
+    let serves: Vec<_> = users.filter(wants).map(Volume::served).collect();
+    if serves.is_empty() { session.made_for.iter().cloned().collect() } else { serves.into() }
 }
 
 /// Performs a job. A panic in the backend is that request's failure and nobody else's.
@@ -263,6 +279,7 @@ mod tests {
             connection: Arc::new(connection),
             timeout: BACKGROUND_TIMEOUT,
             on_behalf_of: "prod/app-0".into(),
+            serves: Arc::default(),
             accessor: None,
         }
     }

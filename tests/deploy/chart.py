@@ -452,10 +452,10 @@ def check_image(problems):
         problems.append("the last stage of Dockerfile is not one file on scratch")
     if any(line.startswith(("RUN", "ADD")) for line in last):
         problems.append("the last stage of Dockerfile runs or adds something")
-    text = source.read("Dockerfile")
-    for needed in ("ARG BUILDER", "--profile dist", "+crt-static", "--locked"):
+    text = source.read("Dockerfile") + source.read("scripts/image")
+    for needed in ("ARG BUILDER", "RUN scripts/image binary", "PROFILE:-dist", "+crt-static", "--locked", "--remap-path-prefix"):
         if needed not in text:
-            problems.append(f"Dockerfile has no {needed}")
+            problems.append(f"Dockerfile and scripts/image have no {needed}")
     if "[profile.dist]" not in source.read("Cargo.toml"):
         problems.append("Cargo.toml has no profile dist")
     return len(last)

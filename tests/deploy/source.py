@@ -115,6 +115,12 @@ def tests():
 
 
 @cache
+def targets():
+    """Targets of the Makefile, for what is shown by a command rather than by a test."""
+    return found("targets", set(re.findall(r"^(\w+):", read("Makefile"), re.M)))
+
+
+@cache
 def messages():
     """All of src as one text in which a message that spans lines is one line."""
     text = re.sub(r"\\\n\s*", "", rust("src"))

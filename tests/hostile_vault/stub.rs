@@ -187,6 +187,7 @@ pub(crate) fn context(address: &str, tls: TlsSpec) -> RequestContext {
         connection: Arc::new(Connection { address: address.to_owned(), namespace: String::new(), tls }),
         timeout: Duration::from_secs(4),
         on_behalf_of: "prod/app-1".into(),
+        serves: Arc::default(),
         accessor: Some("acc".into()),
     }
 }

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, fs};
 
-use leasehold::sandbox::seccomp::{ALLOWED, ALLOWED_HERE, BEFORE, BEFORE_HERE, Call, FORBIDDEN, FORBIDDEN_HERE};
+use leasehold::sandbox::seccomp::{
+    ALLOWED, ALLOWED_HERE, BEFORE, BEFORE_HERE, Call, FORBIDDEN, FORBIDDEN_HERE,
+};
 use serde_json::{Value, json};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/seccomp/leasehold.json");

@@ -6,7 +6,7 @@ use super::{
     transport::{Answer, TransportError},
 };
 use crate::{
-    backend::RequestContext,
+    backend::{RequestContext, Served},
     clock::{BootTime, boot_now},
 };
 
@@ -40,6 +40,8 @@ impl<'a> AuditLine<'a> {
 
 impl Drop for AuditLine<'_> {
     fn drop(&mut self) {
+        let serves =
+            |what: fn(&Served) -> &str| self.context.serves.iter().map(what).collect::<Vec<_>>().join(",");
         tracing::info!(
             target: "leasehold::audit",
             operation = self.call.operation.as_str(),
@@ -48,6 +50,9 @@ impl Drop for AuditLine<'_> {
             address = self.target.address,
             namespace = self.target.namespace,
             on_behalf_of = %self.context.on_behalf_of,
+            pods = serves(|it| &it.pod),
+            pod_uids = serves(|it| &it.uid),
+            classes = serves(|it| &it.class),
             accessor = self.context.accessor.as_deref().map(fingerprint).unwrap_or_default(),
             status = self.status,
             request_id = self.request_id,
