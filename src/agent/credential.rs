@@ -210,6 +210,7 @@ async fn unwrap<B: SecretBackend>(
         connection: Arc::clone(connection),
         timeout: TIMEOUT,
         on_behalf_of: "agent/secret-id".into(),
+        serves: Arc::default(),
         accessor: None,
     };
     if let Some(expected) = made_at {
