@@ -43,6 +43,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Agent(arguments) => agent::run(*arguments),
         Command::Version(arguments) => command::version::run(&arguments),
         Command::Check(arguments) => command::check::run(*arguments),
+        Command::Convert(arguments) => command::convert::run(&arguments),
         Command::Render(arguments) => command::render::run(*arguments),
         Command::Ls(arguments) => command::ls::run(&arguments),
         Command::Refresh(arguments) => command::refresh::run(arguments),

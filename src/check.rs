@@ -17,6 +17,7 @@ use crate::{
     },
 };
 
+pub(crate) use suggest::literal;
 pub use suggest::suggest_policy;
 
 mod manifest;
@@ -222,7 +223,7 @@ fn examine(class: &Class, judge: &Judge, report: &mut Report) -> Option<VolumeSp
     spec
 }
 
-fn read(paths: &[PathBuf], report: &mut Report) -> Vec<(String, String)> {
+pub(crate) fn read(paths: &[PathBuf], report: &mut Report) -> Vec<(String, String)> {
     let mut texts = Vec::new();
     for path in paths {
         read_one(path, true, &mut texts, report);

@@ -27,6 +27,9 @@ pub enum Command {
     Agent(Box<AgentArgs>),
     /// Check SecretProviderClass manifests, offline: every problem with its line. Exit status 1 on errors.
     Check(Box<CheckArgs>),
+    /// Convert resources of External Secrets Operator, workloads with the Vault Agent injector's annotations, and
+    /// configurations of Vault Agent. Exit status 1 when something cannot be carried over.
+    Convert(Box<ConvertArgs>),
     /// Show what a SecretProviderClass would read and write: a dry run against a real server.
     Render(Box<RenderArgs>),
     /// List the volumes of this node, with what they live on and what is due next; never a value.
@@ -290,6 +293,44 @@ pub struct CheckArgs {
     /// With --policy, what it would refuse is an error.
     #[command(flatten)]
     pub tenancy: TenancyArgs,
+}
+
+/// `leasehold convert`.
+#[derive(Args, Clone, Debug)]
+pub struct ConvertArgs {
+    /// Manifests, or folders of them; - is standard input. With --to agent, one file: Vault Agent's
+    /// configuration (HCL or JSON), a workload, or annotations as the downward API has them.
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// What to make.
+    #[arg(long, value_name = "KIND", default_value = "class")]
+    pub to: ConvertTo,
+    /// Which documents to print; all where not given. Repeatable.
+    #[arg(long, short, value_name = "PART", value_delimiter = ',')]
+    pub output: Vec<ConvertPart>,
+    /// Namespace of manifests that name none.
+    #[arg(long, value_name = "NAME", default_value = check::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+}
+
+/// What `leasehold convert` makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConvertTo {
+    /// SecretProviderClasses, rules for the node's policy, and patches of workloads.
+    Class,
+    /// The in-pod agent's file.
+    Agent,
+}
+
+/// What `leasehold convert` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConvertPart {
+    /// SecretProviderClasses, and the ConfigMaps that they need.
+    Class,
+    /// The node's policy.
+    Policy,
+    /// Patches of workloads.
+    Patch,
 }
 
 /// `leasehold render`.

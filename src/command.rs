@@ -17,6 +17,7 @@ use crate::{
 };
 
 pub mod check;
+pub mod convert;
 pub mod ls;
 pub mod refresh;
 pub mod render;

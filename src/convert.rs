@@ -8,11 +8,16 @@ use std::fmt;
 
 mod agent_file;
 mod emit;
+pub mod eso;
 mod hcl;
 pub mod injector;
+mod manifest;
 mod notes;
+mod rule;
 pub mod vault_agent;
+mod workload;
 
+pub use manifest::{Converted, Document, Part, convert};
 pub use notes::Field;
 
 /// How much a note matters.
@@ -72,6 +77,34 @@ impl Translation {
             self.notes.iter().filter(|note| note.severity == Severity::Refused).cloned().collect();
         if refused.is_empty() { Ok(self) } else { Err(ConvertError::Refused { notes: refused }) }
     }
+}
+
+impl Translation {
+    /// The file with its notes as comments in front.
+    pub fn document(&self) -> Document {
+        let mut text: String = self.notes.iter().map(|note| emit::comment(&note.to_string(), 0)).collect();
+        text.push_str(&self.yaml);
+        Document { part: Part::Class, text }
+    }
+}
+
+/// Translates whatever describes an agent in a pod: Vault Agent's configuration, a workload with the injector's
+/// annotations, or those annotations as the downward API writes them.
+///
+/// # Errors
+/// When it is none of them.
+pub fn to_agent(text: &str) -> Result<Translation, ConvertError> {
+    if let Some(workload) = injector::of_manifest(text) {
+        return Ok(workload);
+    }
+    let mut lines = text.lines().filter(|line| !line.trim().is_empty());
+    if lines
+        .all(|line| line.split_once("=\"").is_some_and(|(name, _)| name.contains('/') && !name.contains(' ')))
+        && !text.trim().is_empty()
+    {
+        return injector::translate(text);
+    }
+    vault_agent::translate(text)
 }
 
 /// Why there is no translation.

@@ -149,7 +149,7 @@ fn quoted(text: &str) -> String {
 }
 
 // Patterns have no escapes. The rare text with a star or a variable in it gets one star in place of each.
-fn literal(text: &str) -> String {
+pub(crate) fn literal(text: &str) -> String {
     let mut text = text.replace("${", "*{");
     while text.contains("**") {
         text = text.replace("**", "*");

@@ -19,8 +19,13 @@ pub(super) struct Rendered {
     pub(super) object: Map,
 }
 
-/// Groups files into the fewest folders of which none is within another.
-pub(super) fn folders(files: Vec<Rendered>, default_mode: &str, notes: &mut Notes) -> Vec<Doc> {
+/// Groups files into the fewest folders of which none is within another; `bases` are folders anyway.
+pub(super) fn folders(
+    files: Vec<Rendered>,
+    bases: &[String],
+    default_mode: &str,
+    notes: &mut Notes,
+) -> Vec<Doc> {
     let mut placed: Vec<(String, String, Rendered)> = Vec::new();
     for file in files {
         let split = file.path.rsplit_once('/').filter(|(folder, name)| {
@@ -42,7 +47,8 @@ pub(super) fn folders(files: Vec<Rendered>, default_mode: &str, notes: &mut Note
         }
         placed.push((folder, name, file));
     }
-    let all: BTreeSet<String> = placed.iter().map(|(folder, ..)| folder.clone()).collect();
+    let used = placed.iter().map(|(folder, ..)| folder.clone());
+    let all: BTreeSet<String> = bases.iter().map(|base| clean(base)).chain(used).collect();
     let mut grouped: BTreeMap<String, Vec<Map>> = BTreeMap::new();
     for (folder, name, Rendered { object, .. }) in placed {
         let inside =

@@ -117,6 +117,20 @@ impl Map {
         self
     }
 
+    /// The entries that are text.
+    pub(crate) fn texts(&self) -> std::collections::BTreeMap<String, String> {
+        let text = |entry: &Entry| match &entry.value {
+            Doc::Text(text) => Some((entry.key.clone(), text.clone())),
+            _ => None,
+        };
+        self.entries.iter().filter_map(text).collect()
+    }
+
+    /// The same without an entry.
+    pub(crate) fn without(&self, key: &str) -> Self {
+        Self { entries: self.entries.iter().filter(|entry| entry.key != key).cloned().collect() }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

@@ -15,15 +15,12 @@ use crate::spec::{
 mod auth;
 mod fields;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub use fields::FIELDS;
 
 /// Mode of a file where the stanza says nothing (consul-template).
 const MODE: &str = "0644";
-
-/// How often a secret without a lease is read again where `template_config` says nothing.
-const INTERVAL: &str = "5m";
 
 /// Translates a configuration of Vault Agent, HCL or JSON, into the in-pod agent's file.
 ///
@@ -38,12 +35,17 @@ pub fn translate(text: &str) -> Result<Translation, ConvertError> {
     Ok(Translation { yaml: agent_file::text(top), notes: notes.into_sorted() })
 }
 
+/// One configuration on its way.
 #[derive(Default)]
-struct Translator {
-    top: Map,
-    interval: String,
+pub(super) struct Translator {
+    /// Folders that are mounted for it, where somebody does that.
+    pub(super) bases: Vec<String>,
+    /// The in-pod agent's file so far.
+    pub(super) top: Map,
+    /// What has been said.
+    pub(super) notes: Notes,
+    interval: Option<String>,
     lax_line: Option<u64>,
-    notes: Notes,
 }
 
 /// A value, and all values of a list.
@@ -68,7 +70,8 @@ fn labelled(node: &Node) -> Option<(&str, &Node)> {
 }
 
 impl Translator {
-    fn file(&mut self, root: &Node) {
+    /// Translates a whole configuration.
+    pub(super) fn file(&mut self, root: &Node) {
         self.section(root, "");
         let sections = |name: &str| root.get(name).map(each).unwrap_or_default();
         let vault = sections("vault").first();
@@ -89,7 +92,6 @@ impl Translator {
             }
         }
         self.auth(sections("auto_auth").first(), vault);
-        self.interval = INTERVAL.to_owned();
         for config in sections("template_config") {
             self.section(config, "template_config.");
             if let Some((value, line)) = self.text(config, "static_secret_render_interval") {
@@ -102,6 +104,9 @@ impl Translator {
         }
         self.templates(sections("template"));
         self.exec(sections("exec").first(), sections("env_template"));
+        if self.top.get("folders").is_none() && self.top.get("exec").is_none() {
+            self.notes.refused(root.line, "template: there is none, so there is nothing to render");
+        }
         if let Some(line) = self.lax_line {
             self.notes.changed(
                 line,
@@ -163,7 +168,7 @@ impl Translator {
     }
 
     /// Go's durations, and seconds as a plain number.
-    fn duration(&mut self, value: &str, line: u64) -> String {
+    fn duration(&mut self, value: &str, line: u64) -> Option<String> {
         let text = if value.bytes().all(|byte| byte.is_ascii_digit()) {
             format!("{value}s")
         } else {
@@ -171,9 +176,9 @@ impl Translator {
         };
         if let Err(reason) = values::duration(&text) {
             self.notes.refused(line, reason);
-            return INTERVAL.to_owned();
+            return None;
         }
-        text
+        Some(text)
     }
 
     fn templates(&mut self, stanzas: &[Node]) {
@@ -190,14 +195,15 @@ impl Translator {
                 continue;
             }
             self.permissions(stanza, &mut object);
-            object.put("refreshInterval", self.interval.as_str());
+            object.put_some("refreshInterval", self.interval.clone());
             if let Some(on_change) = self.on_change(stanza) {
                 object.put("onChange", on_change);
             }
             files.push(Rendered { path, line: stanza.line, object });
         }
-        let folders = agent_file::folders(files, MODE, &mut self.notes);
-        for folder in &folders {
+        let folders = agent_file::folders(files, &self.bases, MODE, &mut self.notes);
+        // Where the folders are mounted for it, nothing of the pod's is in them.
+        for folder in folders.iter().filter(|_| self.bases.is_empty()) {
             if let Doc::Map(map) = folder
                 && let Some(Doc::Text(path)) = map.get("path")
             {

@@ -45,13 +45,14 @@ impl Translator {
         if known.contains(&kind) {
             self.section(config, &format!("{kind}."));
         }
+        // Who mounts the folders mounts a token too, where the agent looks for one.
+        let pod_token = self.bases.is_empty().then(|| POD_TOKEN.to_owned());
         let mut get = |field: &str| self.text(config, field).map(|(text, _)| text);
         let (mut role, mut ca) = (None, None);
         match kind {
             "kubernetes" => {
                 role = get("role");
-                auth.put("method", "kubernetes")
-                    .put("tokenPath", get("token_path").unwrap_or_else(|| POD_TOKEN.into()));
+                auth.put("method", "kubernetes").put_some("tokenPath", get("token_path").or(pod_token));
             }
             "jwt" => {
                 role = get("role");

@@ -94,7 +94,7 @@ pub const FIELDS: &[Field] = &[
     ),
     carried(
         "template_config.static_secret_render_interval",
-        "`refreshInterval` of every object; 5m, as there",
+        "`refreshInterval` of every object; 5 minutes, as there",
     ),
     ignored(
         "template_config.lease_renewal_threshold",

@@ -83,7 +83,7 @@ fn each_method_logs_in_as_it_did() {
         load(&translation.yaml);
     }
     let refused = notes("auto_auth {\n method \"aws\" {\n config = {\n type = \"iam\"\n }\n }\n}");
-    assert!(refused[0].starts_with("2 refused: auto_auth method aws: is left out"), "{refused:?}");
+    assert!(refused[1].starts_with("2 refused: auto_auth method aws: is left out"), "{refused:?}");
 }
 
 /// Every row of the table is walked: what it says is what happens.
