@@ -124,6 +124,15 @@ pub enum WriteError {
         /// The file.
         path: String,
     },
+    /// Only CAP_CHOWN gives files to another user.
+    #[error(
+        "cannot give file {path:?} its owner: the agent lacks the capability CAP_CHOWN; add it (in the chart \
+         fileOwnership.enabled=true), or leave out fileOwner and fileGroup"
+    )]
+    NotPermitted {
+        /// The file.
+        path: String,
+    },
     /// `..data` of a volume that we wrote is gone, or what it links to: the driver deletes the files just
     /// before it unmounts. Write nothing until the mount table decides.
     #[error("{path} is being unpublished: its ..data is gone; waiting for the unmount")]
@@ -180,6 +189,7 @@ impl EntryError {
     fn within(self, path: &Path, needed: usize) -> WriteError {
         match self.errno {
             Errno::NOSPC | Errno::DQUOT => WriteError::Full { path: path.to_owned(), needed },
+            Errno::PERM if self.doing == version::GIVE => WriteError::NotPermitted { path: self.name },
             errno => WriteError::Io {
                 doing: self.doing,
                 name: self.name,

@@ -140,3 +140,52 @@ async fn optional_secrets_come_and_go() {
     until("the secret is gone", SOON, async || (!exists("flag")).then_some(())).await;
     assert_eq!(stage.kubelet.file(&volume, "level"), "info");
 }
+
+/// Owners and modes by number, from the pod's own attributes before the class's before the driver's.
+#[tokio::test]
+async fn a_pod_has_private_files() {
+    use std::os::unix::fs::MetadataExt as _;
+    let stage = Stage::start().await;
+    let class = objects(
+        "- {objectName: plain, secretPath: secret/data/app/db, secretKey: username}\n\
+         - {objectName: moded, secretPath: secret/data/app/db, secretKey: username, filePermission: 0444}\n\
+         - {objectName: own, secretPath: secret/data/app/db, secretKey: username, fileOwner: {uid: 7, gid: 8}}\n\
+         - {objectName: dir, secretPath: secret/data/app/db, extract: {include: [password]}, fileGroup: 9}\n",
+    );
+    let look = |volume: &crate::support::kubelet::Volume, name: &str| {
+        let stat = stage.node.metadata(&stage.kubelet.target(volume).join(name));
+        (stat.uid(), stat.gid(), crate::mode(&stat))
+    };
+    let volume = |pod: &str| {
+        crate::support::kubelet::Volume::new(&crate::support::cluster::Pod::new("prod", pod, "app"))
+    };
+    let plain = volume("app-0");
+    stage.mount(&plain, &class).await;
+    assert_eq!(look(&plain, "plain"), (0, 0, 0o644), "nobody asked for anything");
+    assert_eq!(look(&plain, "own"), (7, 8, 0o440));
+    assert_eq!(look(&plain, "dir/password"), (0, 9, 0o440));
+
+    let owned = volume("app-1").with("fileOwner", "10001");
+    stage.mount(&owned, &class).await;
+    assert_eq!(look(&owned, "plain"), (10001, 0, 0o400));
+    assert_eq!(look(&owned, "moded"), (10001, 0, 0o444));
+    assert_eq!(look(&owned, "own"), (7, 8, 0o440), "the object's own wins");
+    let grouped = volume("app-2").with("fileOwner", "10001").with("fileGroup", "10002");
+    stage.mount(&grouped, &class).await;
+    assert_eq!(look(&grouped, "plain"), (10001, 10002, 0o440));
+
+    // The class's own, and the pod's over it; a mode for all.
+    let class = class.with("fileOwner", "500:501").with("filePermission", "0600");
+    let by_class = volume("app-3");
+    stage.mount(&by_class, &class).await;
+    assert_eq!(look(&by_class, "plain"), (500, 501, 0o600));
+    assert_eq!(look(&by_class, "moded"), (500, 501, 0o444));
+    let by_pod = volume("app-4").with("fileOwner", "600").with("filePermission", "0400");
+    stage.mount(&by_pod, &class).await;
+    assert_eq!(look(&by_pod, "plain"), (600, 0, 0o400));
+
+    // A changed owner of a running pod is a change like any other.
+    let moved = owned.with("fileOwner", "10003:10003");
+    stage.mount(&moved, &class).await;
+    assert_eq!(look(&moved, "plain"), (10003, 10003, 0o600));
+}

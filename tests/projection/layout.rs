@@ -83,7 +83,7 @@ fn unchanged_writes_nothing() {
 
         // As the DaemonSet runs: root with CAP_CHOWN alone cannot read the 0400 file back.
         let unprivileged = || {
-            drop_capabilities();
+            drop_capabilities(CapabilitySet::CHOWN);
             assert!(fs::read(target.join("private")).is_err(), "the capabilities are gone");
             let known =
                 WriteRequest { contents_as_before: true, ..writer.request(&files, Some(&made.version_dir)) };
@@ -99,13 +99,42 @@ fn unchanged_writes_nothing() {
     });
 }
 
-fn drop_capabilities() {
-    let chown = rustix::thread::CapabilitySets {
-        effective: CapabilitySet::CHOWN,
-        permitted: CapabilitySet::CHOWN,
+/// Without CAP_CHOWN an owner fails with what to add, and the version that was there stays.
+#[test]
+fn an_owner_without_the_capability_names_it() {
+    Stage::run(|stage| {
+        let target = stage.volume("app");
+        let writer = Writer::of(&target);
+        let made = writer.take_over(&payload(&[("a", "1")]));
+        let before = fingerprint(&target);
+        let mut owned = payload(&[("a", "2")]);
+        owned.files.insert(ObjectPath::parse("private").unwrap(), file("s", 0o400, Some((1000, 2000))));
+        let unprivileged = || {
+            drop_capabilities(CapabilitySet::empty());
+            let error = writer.write(&owned, Some(&made.version_dir)).unwrap_err();
+            let text = error.to_string();
+            assert!(
+                text.contains("\"private\"")
+                    && text.contains("CAP_CHOWN")
+                    && text.contains("fileOwnership.enabled"),
+                "{text}"
+            );
+        };
+        std::thread::scope(|scope| scope.spawn(unprivileged).join())
+            .unwrap_or_else(|panic| resume_unwind(panic));
+        let names = |print: &[_]| print.len();
+        assert_eq!(names(&fingerprint(&target)), names(&before), "nothing is left behind");
+        assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "1");
+    });
+}
+
+fn drop_capabilities(kept: CapabilitySet) {
+    let kept = rustix::thread::CapabilitySets {
+        effective: kept,
+        permitted: kept,
         inheritable: CapabilitySet::empty(),
     };
-    rustix::thread::set_capabilities(None, chown).unwrap();
+    rustix::thread::set_capabilities(None, kept).unwrap();
 }
 
 #[test]

@@ -143,7 +143,11 @@ fn fill(root: &OwnedFd, name: &str, layout: &Layout<'_>) -> Result<(), EntryErro
         rustix::fs::fchmod(&made, mode).map_err(on("set the mode of", folder))?;
     }
     for (path, file) in &layout.files {
-        write_file(&version, path, file).map_err(on("write", path))?;
+        let made = write_file(&version, path, file).map_err(on("write", path))?;
+        if let Some(owner) = file.owner {
+            let (uid, gid) = (owner.uid.map(Uid::from_raw), owner.gid.map(Gid::from_raw));
+            rustix::fs::fchown(&made, uid, gid).map_err(on(GIVE, path))?;
+        }
     }
     Ok(())
 }
@@ -152,7 +156,10 @@ fn folder_mode(root: &OwnedFd) -> rustix::io::Result<Mode> {
     Ok(Mode::from_raw_mode(FOLDER_MODE | (rustix::fs::fstat(root)?.st_mode & SETGID)))
 }
 
-fn write_file(version: &OwnedFd, path: &str, file: &FileProjection) -> rustix::io::Result<()> {
+/// What is done to a file last: chmod of another's file would need CAP_FOWNER.
+pub(super) const GIVE: &str = "give its owner to";
+
+fn write_file(version: &OwnedFd, path: &str, file: &FileProjection) -> rustix::io::Result<OwnedFd> {
     // 0600 until it is complete: nobody reads a file before it has its own mode.
     let made = open_beneath(version, path, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, 0o600)?;
     let mut rest = file.contents.expose();
@@ -164,12 +171,8 @@ fn write_file(version: &OwnedFd, path: &str, file: &FileProjection) -> rustix::i
             Err(errno) => return Err(errno),
         }
     }
-    // While it is still ours: chmod of another's file would need CAP_FOWNER.
     rustix::fs::fchmod(&made, Mode::from_raw_mode(file.mode.bits()))?;
-    if let Some(owner) = file.owner {
-        rustix::fs::fchown(&made, owner.uid.map(Uid::from_raw), owner.gid.map(Gid::from_raw))?;
-    }
-    Ok(())
+    Ok(made)
 }
 
 /// Makes `name` the version that the pod sees.
