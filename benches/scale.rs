@@ -1,5 +1,6 @@
-//! A node at scale: memory idle and with 1,000 live mounts (LEASEHOLD_BENCH_MOUNTS for more), CPU in steady
-//! state, and a restart to full control; `bao agent` from the same package beside it.
+//! A node at scale, and the same work done by `bao agent` from the same package, side by side: memory, CPU in
+//! steady state, and a restart to full control. LEASEHOLD_BENCH_MOUNTS names the sizes (`1000,5000`),
+//! LEASEHOLD_BENCH_SECONDS the time of the steady state.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on stops")]
@@ -16,7 +17,7 @@ use support::{
     driver::SecretProviderClass,
     kubelet::{Options, Volume},
     process::Process,
-    stage::{Stage, class},
+    stage::Stage,
     tool, until,
 };
 
@@ -27,26 +28,31 @@ mod support;
 const IDENTITIES: usize = 12;
 /// One mount in five holds a lease.
 const LEASED: usize = 5;
+/// Agents beside it: each does the work of one mount.
+const AGENTS: usize = 5;
+/// The driver mounts so many at once.
+const AT_ONCE: usize = 16;
 
-fn number(name: &str, default: usize) -> usize {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+/// One process after some time.
+struct Usage {
+    /// Resident and proportional set size, KiB.
+    rss: u64,
+    pss: u64,
+    /// CPU time used.
+    cpu: Duration,
 }
 
-/// Resident and proportional set size, KiB.
-fn memory(pid: u32) -> (u64, u64) {
+fn usage(pid: u32) -> Usage {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     let field = |name: &str| {
         let line = text.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     };
-    (field("Rss:"), field("Pss:"))
-}
-
-/// CPU time used, in clock ticks of 10 ms.
-fn ticks(pid: u32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = text.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    // Nanoseconds, of every thread: `stat` counts in hundredths of a second.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let used = threads.filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok());
+    let cpu = used.map(|text| text.split_whitespace().next().unwrap().parse::<u64>().unwrap()).sum();
+    Usage { rss: field("Rss:"), pss: field("Pss:"), cpu: Duration::from_nanos(cpu) }
 }
 
 fn mib(kib: u64) -> f64 {
@@ -55,55 +61,93 @@ fn mib(kib: u64) -> f64 {
 
 #[tokio::main]
 async fn main() {
-    let mounts = number("LEASEHOLD_BENCH_MOUNTS", 1000);
-    let seconds = number("LEASEHOLD_BENCH_SECONDS", 60);
+    let sizes = std::env::var("LEASEHOLD_BENCH_MOUNTS").unwrap_or_else(|_| "1000,5000".to_owned());
+    let sizes: Vec<usize> = sizes.split(',').map(|size| size.trim().parse().unwrap()).collect();
+    let seconds = std::env::var("LEASEHOLD_BENCH_SECONDS").map_or(60, |text| text.parse().unwrap());
     let mut stage = Stage::start_with(Options::default(), |launch| launch.log_level = "warn".into()).await;
     prepare(&stage).await;
-    let idle = memory(stage.leasehold.pid());
-    let volumes: Vec<(Volume, SecretProviderClass)> = (0..mounts)
+    println!(
+        "One mount in {LEASED} holds a lease; {IDENTITIES} identities; every value is checked every 60 s.\n"
+    );
+    println!("| | resident (proportional), MiB | CPU, millicores | requests |\n|---|---|---|---|");
+    let idle = usage(stage.leasehold.pid());
+    println!("| idle | {:.1} ({:.1}) | | |", mib(idle.rss), mib(idle.pss));
+    let mut volumes = Vec::new();
+    for size in &sizes {
+        at_size(&mut stage, &mut volumes, *size, Duration::from_secs(seconds)).await;
+    }
+    for volume in &volumes {
+        stage.kubelet.unpublish(volume).unwrap();
+    }
+}
+
+async fn at_size(stage: &mut Stage, volumes: &mut Vec<Volume>, size: usize, window: Duration) {
+    let begun = Instant::now();
+    stage.proxy.forget();
+    let more: Vec<(usize, Volume)> = (volumes.len()..size)
         .map(|index| {
             let account = format!("app-{}", index % IDENTITIES);
-            let pod = Pod::new("prod", &format!("pod-{index}"), &account);
-            (Volume::new(&pod), if index % LEASED == 0 { leased() } else { class() })
+            (index, Volume::new(&Pod::new("prod", &format!("pod-{index}"), &account)))
         })
         .collect();
-    let begun = Instant::now();
-    stream::iter(&volumes)
-        .for_each_concurrent(16, async |(volume, class)| stage.mount(volume, class).await)
+    let running = &*stage;
+    stream::iter(&more)
+        .for_each_concurrent(AT_ONCE, async |(index, volume)| {
+            running.mount(volume, &class(index.is_multiple_of(LEASED))).await;
+        })
         .await;
-    let storm = begun.elapsed();
-    let requests = stage.proxy.count();
-    let logins = stage.proxy.requests().iter().filter(|request| request.ends_with("/login")).count();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let loaded = memory(stage.leasehold.pid());
+    let (storm, requests) = (begun.elapsed(), stage.proxy.count());
+    let more_mounts = more.len();
+    volumes.extend(more.into_iter().map(|(_, volume)| volume));
+    let agents = agents(stage).await;
+    // Sessions that the burst made and nobody shares are given back meanwhile.
+    tokio::time::sleep(Duration::from_secs(5)).await;
 
+    let before: Vec<Usage> = agents.iter().map(|agent| usage(agent.pid())).collect();
+    let (began, loaded) = (Instant::now(), usage(stage.leasehold.pid()));
     stage.proxy.forget();
-    let before = ticks(stage.leasehold.pid());
-    tokio::time::sleep(Duration::from_secs(seconds as u64)).await;
-    let cpu = ticks(stage.leasehold.pid()) - before;
-    let steady = stage.proxy.count();
+    tokio::time::sleep(window).await;
+    let took = began.elapsed().as_secs_f64();
+    let steady = usage(stage.leasehold.pid());
+    let millicores = |used: Duration| used.as_secs_f64() / took * 1e3;
+    println!(
+        "| {size} mounts, {more_mounts} of them in {:.1} s | {:.1} ({:.1}) | {:.2} | {requests}; then {} in {took:.0} s |",
+        storm.as_secs_f64(),
+        mib(steady.rss),
+        mib(steady.pss),
+        millicores(steady.cpu - loaded.cpu),
+        stage.proxy.count(),
+    );
+    let each = |sum: f64| sum / AGENTS as f64;
+    let after: Vec<Usage> = agents.iter().map(|agent| usage(agent.pid())).collect();
+    let cpu: Duration = after.iter().zip(&before).map(|(after, before)| after.cpu - before.cpu).sum();
+    let (rss, pss) = after.iter().fold((0, 0), |(rss, pss), usage| (rss + usage.rss, pss + usage.pss));
+    println!(
+        "| `bao agent`, mean of {AGENTS} with one mount's work each | {:.1} ({:.1}) | {:.2} | |",
+        each(mib(rss)),
+        each(mib(pss)),
+        each(millicores(cpu)),
+    );
+    let (rss, cpu) = (mib(rss), millicores(cpu));
+    println!(
+        "| the same for {size} pods | {:.0} | {:.0} | |",
+        each(rss) * size as f64,
+        each(cpu) * size as f64
+    );
+    drop(agents);
 
     stage.proxy.forget();
     stage.leasehold.crash();
     let begun = Instant::now();
     stage.leasehold.restart().await;
-    let restart = begun.elapsed();
-    let restart_requests = stage.proxy.count();
-    let restarted = memory(stage.leasehold.pid());
-    let peer = agent(&stage).await;
-
-    println!("| {mounts} mounts of {IDENTITIES} identities, one in {LEASED} with a lease | |\n|---|---|");
-    println!("| resident, idle (proportional) | {:.1} MiB ({:.1}) |", mib(idle.0), mib(idle.1));
-    println!("| resident, all mounted | {:.1} MiB ({:.1}) |", mib(loaded.0), mib(loaded.1));
-    println!("| resident, after a restart | {:.1} MiB ({:.1}) |", mib(restarted.0), mib(restarted.1));
-    println!("| `bao agent`, one template (proportional) | {:.1} MiB ({:.1}) |", mib(peer.0), mib(peer.1));
-    println!("| all mounted in | {:.1} s, {requests} requests, {logins} logins |", storm.as_secs_f64());
-    let millicores = cpu as f64 * 10.0 / seconds as f64;
-    println!("| CPU in steady state | {millicores:.1} millicores over {seconds} s, {steady} requests |");
-    println!("| kill to full control | {:.0} ms, {restart_requests} requests |", restart.as_secs_f64() * 1e3);
-    for (volume, _) in &volumes {
-        stage.kubelet.unpublish(volume).unwrap();
-    }
+    let (restart, requests) = (begun.elapsed(), stage.proxy.count());
+    let restarted = usage(stage.leasehold.pid());
+    println!(
+        "| kill to full control in {:.0} ms | {:.1} ({:.1}) | | {requests} |",
+        restart.as_secs_f64() * 1e3,
+        mib(restarted.rss),
+        mib(restarted.pss),
+    );
 }
 
 async fn prepare(stage: &Stage) {
@@ -130,35 +174,59 @@ async fn prepare(stage: &Stage) {
     stage.bao.put_policy("app", policy).await;
 }
 
-/// A certificate with a lease, beside a static value.
-fn leased() -> SecretProviderClass {
-    let objects = "- {objectName: tls.crt, secretPath: pki/issue/web, method: PUT, secretKey: certificate,
-   secretArgs: {common_name: web, ttl: 2h}}
-- {objectName: tls.key, secretPath: pki/issue/web, method: PUT, secretKey: private_key,
-   secretArgs: {common_name: web, ttl: 2h}}
-- {objectName: password, secretPath: secret/data/app/db, secretKey: password}
-";
-    SecretProviderClass::new("vault", "app", objects)
+/// Two static values; or a certificate with a lease beside a static value.
+fn class(leased: bool) -> SecretProviderClass {
+    let password = "- {objectName: password, secretPath: secret/data/app/db, secretKey: password, refreshInterval: 60s}\n";
+    let rest = if leased {
+        ["certificate", "private_key"]
+            .map(|key| {
+                format!(
+                    "- {{objectName: {key}, secretPath: pki/issue/web, method: PUT, secretKey: {key},
+   secretArgs: {{common_name: web, ttl: 2h}}}}\n"
+                )
+            })
+            .concat()
+    } else {
+        "- {objectName: key, secretPath: secret/data/app/api, secretKey: key, refreshInterval: 60s}\n"
+            .to_owned()
+    };
+    SecretProviderClass::new("vault", "app", &(password.to_owned() + &rest))
 }
 
-/// `bao agent` with one template of one secret, once it has rendered.
-async fn agent(stage: &Stage) -> (u64, u64) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
-    let pod = Pod::new("prod", "agent", "app-0");
-    fs::write(path("token"), stage.cluster.token(&pod, &["vault"], Duration::from_secs(3600))).unwrap();
-    let config = format!(
-        "vault {{ address = \"{}\" }}\nauto_auth {{ method \"kubernetes\" {{ config = {{ role = \"app\", token_path = \"{}\" }} }} }}\n\
-         template {{ contents = \"{{{{ with secret \\\"secret/data/app/db\\\" }}}}{{{{ .Data.data.password }}}}{{{{ end }}}}\"\n destination = \"{}\" }}\n",
-        stage.bao.url(),
-        path("token").display(),
-        path("out").display(),
-    );
-    fs::write(path("agent.hcl"), config).unwrap();
-    let process = Process::spawn("agent", tool("bao"), |command| {
-        command.arg("agent").arg(format!("-config={}", path("agent.hcl").display()));
-    });
-    until("bao agent rendered", Duration::from_secs(20), async || fs::read(path("out")).ok()).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    memory(process.pid())
+/// Agents that each keep two static values in files, once they have rendered.
+async fn agents(stage: &Stage) -> Vec<Process> {
+    let mut agents = Vec::new();
+    for index in 0..AGENTS {
+        let folder = stage.bao.dir().join(format!("agent-{index}"));
+        fs::create_dir_all(&folder).unwrap();
+        let path = |name: &str| folder.join(name);
+        let pod = Pod::new("prod", &format!("agent-{index}"), "app-0");
+        fs::write(path("token"), stage.cluster.token(&pod, &["vault"], Duration::from_secs(3600))).unwrap();
+        let template = |secret: &str, key: &str| {
+            format!(
+                "template {{\n contents = \"{{{{ with secret \\\"secret/data/app/{secret}\\\" }}}}{{{{ .Data.data.{key} }}}}\
+                 {{{{ end }}}}\"\n destination = \"{}\"\n}}\n",
+                path(key).display()
+            )
+        };
+        let config = format!(
+            "vault {{\n address = \"{}\"\n}}\n\
+             template_config {{\n static_secret_render_interval = \"60s\"\n}}\n\
+             auto_auth {{\n method \"kubernetes\" {{\n config = {{ role = \"app\", token_path = \"{}\" }}\n }}\n}}\n{}{}",
+            stage.bao.url(),
+            path("token").display(),
+            template("db", "password"),
+            template("api", "key"),
+        );
+        fs::write(path("agent.hcl"), config).unwrap();
+        let _ = (fs::remove_file(path("key")), fs::remove_file(path("password")));
+        agents.push(Process::spawn("agent", tool("bao"), |command| {
+            command.arg("agent").arg(format!("-config={}", path("agent.hcl").display()));
+        }));
+        until("bao agent rendered", Duration::from_secs(30), async || {
+            fs::read(path("key")).ok().and(fs::read(path("password")).ok())
+        })
+        .await;
+    }
+    agents
 }

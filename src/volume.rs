@@ -30,6 +30,7 @@ mod holdings;
 mod journal;
 mod queue;
 mod report;
+mod specs;
 mod worker;
 
 /// Names a volume: the target path on the host, as the kubelet chose it.

@@ -23,6 +23,7 @@ use super::{
     journal::{Journal, Restored},
     queue::{FairQueue, Place},
     report,
+    specs::Specs,
 };
 use crate::{
     backend::{Secret, SecretBackend},
@@ -88,6 +89,7 @@ pub(super) struct Worker<B> {
     backend: Arc<B>,
     journal: Journal,
     holdings: Holdings,
+    specs: Specs,
     digest_key: DigestKey,
     targets: Targets,
     changes: Option<mpsc::UnboundedSender<Change>>,
@@ -132,6 +134,7 @@ impl<B: SecretBackend> Worker<B> {
             backend,
             journal,
             holdings: Holdings::default(),
+            specs: Specs::default(),
             digest_key: DigestKey::new(&settings.digest_key),
             targets: settings.targets,
             changes: settings.changes,
@@ -172,7 +175,8 @@ impl<B: SecretBackend> Worker<B> {
         let count = (volumes.len(), sessions.len());
         let mut restored = Vec::new();
         let mut gone = Vec::new();
-        for (key, volume, identity, token) in volumes {
+        for (key, mut volume, identity, token) in volumes {
+            self.specs.share_all(&mut volume);
             let inspection = match volume.mode {
                 Mode::ProviderWritten => self
                     .targets
@@ -324,6 +328,10 @@ impl<B: SecretBackend> Worker<B> {
             }
             _ => Ok(spec),
         });
+        let installed = self.core.volumes().get(&key).and_then(|volume| volume.installed.as_ref());
+        // What a live volume asks for already is not kept.
+        let asked = installed.is_some_and(|installed| installed.digest == command.attributes_digest);
+        let plan = if asked { plan } else { plan.map(|spec| self.specs.share(spec)) };
         let token = match command.token {
             Ok(token) => {
                 let wall = wall_now();
@@ -528,7 +536,9 @@ impl<B: SecretBackend> Worker<B> {
                 self.record();
                 break;
             };
-            self.record();
+            if needs_record(&action) {
+                self.record();
+            }
             self.act(action);
         }
     }
@@ -749,6 +759,14 @@ impl<B: SecretBackend> Worker<B> {
             }
         }
     }
+}
+
+/// Whether what the core changed must be on record before it: what is done in memory alone dies with it.
+const fn needs_record(action: &Action) -> bool {
+    !matches!(
+        action,
+        Action::Supply(..) | Action::Render(..) | Action::Keep(..) | Action::Discard(_) | Action::Note(..)
+    )
 }
 
 fn driver_files(payload: &crate::projection::Payload) -> Vec<DriverFile> {

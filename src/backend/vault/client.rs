@@ -80,7 +80,8 @@ impl ClientPool {
         let mut slot = slot.lock().await;
         let now = boot_now();
         if let Some(built) = slot.as_mut() {
-            if built.checked.until(now) < RELOAD_INTERVAL {
+            // What no file went into cannot go stale.
+            if built.stamps.is_empty() || built.checked.until(now) < RELOAD_INTERVAL {
                 return Ok(built.endpoint.clone());
             }
             built.checked = now;
