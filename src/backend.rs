@@ -76,6 +76,47 @@ impl fmt::Display for FailureClass {
     }
 }
 
+/// What a request is for: what an error means depends on it, and so do its time and its name in metrics and in
+/// the audit line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// Login with a credential.
+    Login,
+    /// Read of an object, or a write that answers.
+    Fetch,
+    /// The write of values that nobody had written.
+    Generate,
+    /// Renewal of a session.
+    RenewSession,
+    /// Renewal of a lease.
+    RenewLease,
+    /// Revocation of a session.
+    RevokeSession,
+    /// Revocation of a lease.
+    RevokeLease,
+    /// In place of a login, with a token that was made elsewhere.
+    AdoptSession,
+    /// To tell a dead token from a missing right.
+    LookupSession,
+}
+
+impl Operation {
+    /// As the audit line and metrics name it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Login => "login",
+            Self::Fetch => "fetch",
+            Self::Generate => "generate",
+            Self::RenewSession => "renew-session",
+            Self::RenewLease => "renew-lease",
+            Self::RevokeSession => "revoke-session",
+            Self::RevokeLease => "revoke-lease",
+            Self::AdoptSession => "adopt-session",
+            Self::LookupSession => "lookup-session",
+        }
+    }
+}
+
 /// A failed request, fit to be shown to a pod's author: never a body, never a value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
 #[error("{message}")]

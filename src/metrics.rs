@@ -20,7 +20,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    backend::FailureClass,
+    backend::{FailureClass, Operation},
     clock::BootTime,
     lifecycle::message::{Lane, Note},
     spec::ProviderName,
@@ -45,36 +45,6 @@ impl MountResult {
             Self::Failed(FailureKind::NotFound) => "not-found",
             Self::Failed(FailureKind::FailedPrecondition) => "failed-precondition",
             Self::Failed(FailureKind::Internal) => "internal",
-        }
-    }
-}
-
-/// What a request to the secret store was for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Operation {
-    /// Login with a ServiceAccount token.
-    Login,
-    /// Read of an object.
-    Fetch,
-    /// Renewal of a session.
-    RenewSession,
-    /// Renewal of a lease.
-    RenewLease,
-    /// Revocation of a session.
-    RevokeSession,
-    /// Revocation of a lease.
-    RevokeLease,
-}
-
-impl Operation {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Login => "login",
-            Self::Fetch => "fetch",
-            Self::RenewSession => "renew-session",
-            Self::RenewLease => "renew-lease",
-            Self::RevokeSession => "revoke-session",
-            Self::RevokeLease => "revoke-lease",
         }
     }
 }

@@ -5,6 +5,7 @@
 //! copy of the mount is gone.
 
 use std::{
+    collections::HashMap,
     ffi::OsString,
     io,
     os::unix::ffi::OsStringExt,
@@ -118,6 +119,11 @@ impl MountTable {
     /// (see [`resolve`](super::target::resolve)).
     pub fn find(&self, path: &Path) -> Option<&MountEntry> {
         self.entries.iter().rfind(|entry| entry.mount_point == path)
+    }
+
+    /// The topmost mount at every path, for who looks for many: a node's table has a line per volume.
+    pub fn topmost(&self) -> HashMap<&Path, &MountEntry> {
+        self.entries.iter().map(|entry| (entry.mount_point.as_path(), entry)).collect()
     }
 
     /// The mount that contains `path`: the topmost one at its longest prefix.

@@ -1,6 +1,6 @@
 //! Requests as the core words them, performed against the backend.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use tracing::error;
@@ -8,7 +8,8 @@ use tracing::error;
 use super::holdings::{HeldSession, Holdings};
 use crate::{
     backend::{
-        BackendError, Credential, FailureClass, Grant, Renewed, RequestContext, Secret, SecretBackend, Served,
+        BackendError, Credential, FailureClass, Grant, Operation, Renewed, RequestContext, Secret,
+        SecretBackend, Served,
     },
     clock::{BootTime, boot_now},
     lifecycle::{
@@ -17,7 +18,7 @@ use crate::{
         session::SessionId,
         volume::Volume,
     },
-    spec::{Connection, DependencyId, LoginSpec, SecretRequest},
+    spec::{Connection, DependencyId, LoginSpec, SecretRequest, VolumeSpec},
 };
 
 /// For one request of upkeep: nobody waits.
@@ -134,16 +135,33 @@ pub(super) fn prepare(core: &Lifecycle, holdings: &Holdings, lane: Lane, request
 /// are none any more.
 fn served(core: &Lifecycle, id: &SessionId, wanted: Option<DependencyId>) -> Arc<[Served]> {
     let Some(session) = core.sessions().get(id) else { return Arc::default() };
+    // Hundreds of replicas may share a session, and they share a spec too.
+    let mut known: BTreeMap<*const VolumeSpec, bool> = BTreeMap::new();
+    let mut asks = |spec: &Arc<VolumeSpec>, wanted| {
+        *known.entry(Arc::as_ptr(spec)).or_insert_with(|| spec.user_of(wanted).is_some())
+    };
     let wants = |volume: &&Volume| {
         let plans = [
             volume.installed.as_ref().map(|installed| &installed.spec),
             volume.attempt.as_ref().map(|attempt| &attempt.spec),
         ];
-        wanted.is_none_or(|wanted| plans.into_iter().flatten().any(|spec| spec.user_of(wanted).is_some()))
+        wanted.is_none_or(|wanted| plans.into_iter().flatten().any(|spec| asks(spec, wanted)))
     };
     let users = session.users.iter().filter_map(|key| core.volumes().get(key));
     let serves: Vec<_> = users.filter(wants).map(Volume::served).collect();
     if serves.is_empty() { session.made_for.iter().cloned().collect() } else { serves.into() }
+}
+
+/// What the metrics call it.
+pub(super) const fn operation(request: &Request) -> Operation {
+    match request {
+        Request::Login { .. } => Operation::Login,
+        Request::Fetch { .. } => Operation::Fetch,
+        Request::RenewSession(_) => Operation::RenewSession,
+        Request::RenewLease(..) => Operation::RenewLease,
+        Request::RevokeSession(_) => Operation::RevokeSession,
+        Request::RevokeLease(..) => Operation::RevokeLease,
+    }
 }
 
 /// Performs a job. A panic in the backend is that request's failure and nobody else's.

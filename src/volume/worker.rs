@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use deliver::RenderOutcome;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
@@ -15,8 +16,8 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Change, Command, DriverFile, FailureKind, MountAnswer, MountCommand, MountFailure, Observer, Targets,
-    Transition, VolumeKey, VolumeManager,
+    Change, Command, FailureKind, MountAnswer, MountCommand, MountFailure, Observer, Targets, Transition,
+    VolumeKey, VolumeManager,
     execute::{self, Job, Outcome},
     gauges,
     holdings::{HeldSession, Holdings},
@@ -26,7 +27,7 @@ use super::{
     specs::Specs,
 };
 use crate::{
-    backend::{Secret, SecretBackend},
+    backend::{Operation, Secret, SecretBackend},
     clock::{boot_now, wall_now},
     lifecycle::{
         Event, Lifecycle,
@@ -35,14 +36,16 @@ use crate::{
         },
         volume::Mode,
     },
-    metrics::{Metrics, Operation},
+    metrics::Metrics,
     projection::{
-        mounts::{MountTable, MountWatch},
+        mounts::MountWatch,
         target::{self, MountIdentity},
-        writer::{self, RootMtime, WriteError, WriteRequest},
     },
-    render::{DigestKey, Rendered, render},
+    render::DigestKey,
 };
+
+mod deliver;
+mod look;
 
 /// The worker looks around at least this often, whatever is due.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
@@ -50,18 +53,10 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 const JUMP: Duration = Duration::from_secs(5);
 /// A burst of mount table changes is one look: a node that starts fifty pods changes it hundreds of times.
 const SETTLE: Duration = Duration::from_millis(100);
-/// How often it is looked whether a pod whose mount failed is still there.
-const POD_LOOK: Duration = Duration::from_secs(5);
 /// EX_SOFTWARE of sysexits.h.
 const EXIT_DEFECT: i32 = 70;
 /// The gauges are brought level with a change within this time: a burst of changes is counted once.
 const GAUGES: Duration = Duration::from_secs(1);
-
-/// Said of a rendering that panicked.
-const DEFECT: &str = "a defect in leasehold stopped the rendering; the log has its place";
-
-/// The files, or what they lack.
-type RenderOutcome = Result<Rendered, String>;
 
 /// What the worker is started with.
 pub struct Settings {
@@ -372,93 +367,6 @@ impl<B: SecretBackend> Worker<B> {
         }
     }
 
-    /// Who writes the volume, and whether its content is as we left it. A mount that is another one than
-    /// recorded is told to the core first.
-    fn look_at_target(&mut self, key: &VolumeKey) -> Result<(Mode, bool), MountFailure> {
-        let known = self.core.volumes().get(key);
-        if known.is_some_and(|volume| volume.mode == Mode::DriverWritten) {
-            return Ok((Mode::DriverWritten, true));
-        }
-        let refused = |message: String| MountFailure::new(FailureKind::FailedPrecondition, message);
-        if known.is_none_or(|volume| !volume.mounted)
-            && self.mode_for(key).map_err(refused)? == Mode::DriverWritten
-        {
-            return Ok((Mode::DriverWritten, true));
-        }
-        let found = self
-            .targets
-            .inspect(key.path())
-            .map_err(|error| refused(crate::telemetry::chain(&error).to_string()))?;
-        if self.identities.get(key).is_some_and(|recorded| *recorded != found.identity) {
-            self.feed(Event::Unmounted(key.clone()));
-            // What belonged to the former mount goes before the new one is recorded.
-            self.settle();
-        }
-        self.identities.insert(key.clone(), found.identity);
-        let left = self
-            .core
-            .volumes()
-            .get(key)
-            .and_then(|volume| volume.installed.as_ref())
-            .and_then(|installed| installed.version_dir.clone());
-        Ok((Mode::ProviderWritten, left.is_none() || left == found.data))
-    }
-
-    /// Whether mounts of the host reach us at this path.
-    fn mode_for(&self, key: &VolumeKey) -> Result<Mode, String> {
-        let Some(root) = self.targets.kubelet_root() else { return Ok(Mode::ProviderWritten) };
-        let table = MountTable::read().map_err(|error| format!("cannot read the mount table: {error}"))?;
-        let entry = table.find(key.path());
-        let propagates = match entry {
-            Some(entry) => entry.propagates(),
-            // Not mounted here: either nothing is propagated, or the driver mounted nothing.
-            None => {
-                let pods = root.join("pods");
-                pods.is_dir() && table.covering(&pods).is_some_and(|entry| entry.propagates())
-            }
-        };
-        if propagates { Ok(Mode::ProviderWritten) } else { Ok(Mode::DriverWritten) }
-    }
-
-    /// Which of our volumes are still in the mount table.
-    fn look(&mut self) {
-        let Some(root) = self.targets.kubelet_root() else { return };
-        let table = match MountTable::read() {
-            Ok(table) => table,
-            Err(error) => {
-                error!(%error, "cannot read the mount table");
-                return;
-            }
-        };
-        let mut gone = Vec::new();
-        let mut left = Vec::new();
-        for (key, volume) in self.core.volumes() {
-            if volume.mode != Mode::ProviderWritten {
-                continue;
-            }
-            if !volume.mounted {
-                let pod = root.join("pods").join(&volume.pod.uid);
-                if !pod.exists() {
-                    left.push(key.clone());
-                }
-            } else if !table.find(key.path()).is_some_and(|entry| entry.is_tmpfs()) {
-                gone.push(key.clone());
-            }
-        }
-        self.unmanaged = report::unmanaged(&self.core, &table, root).collect();
-        self.gauges_at.get_or_insert_with(|| Instant::now() + GAUGES);
-        for key in gone {
-            self.feed(Event::Unmounted(key));
-        }
-        for key in left {
-            self.feed(Event::PodGone(key));
-        }
-        // The folder of a pod goes without a change in the mount table.
-        if self.core.volumes().values().any(|volume| !volume.mounted) {
-            self.look_at = Instant::now() + POD_LOOK;
-        }
-    }
-
     fn ended(&mut self, op: OpId, operation: Operation, took: Duration, outcome: Outcome) {
         let class = match &outcome {
             Outcome::LoggedIn(_, result) => result.as_ref().err().map(|error| error.class),
@@ -565,29 +473,13 @@ impl<B: SecretBackend> Worker<B> {
     fn act(&mut self, action: Action) {
         match action {
             Action::Perform(op, lane, request) => {
-                let operation = operation(&request);
+                let operation = execute::operation(&request);
                 let job = execute::prepare(&self.core, &self.holdings, lane, request);
                 let namespace = job.namespace().to_owned();
                 self.queue.push(lane, &namespace, (op, job, operation));
             }
             Action::Supply(op, plan, dependency) => self.holdings.supply(op, plan, dependency),
-            Action::Render(plan, spec) => {
-                let costly = spec.is_costly();
-                let values = self.holdings.read_set(&plan);
-                // Until it is kept or discarded: what comes back for a plan without a place is dropped.
-                self.holdings.plans.entry(plan.clone()).or_default();
-                let key = self.digest_key.clone();
-                let work = move || {
-                    catch_unwind(AssertUnwindSafe(|| render(&spec, &values, &key, wall_now())))
-                        .map(|result| result.map_err(|error| error.to_string()))
-                        .unwrap_or_else(|_| Err(DEFECT.to_owned()))
-                };
-                if costly {
-                    self.rendering.spawn_blocking(move || (plan, work()));
-                } else {
-                    self.rendered(plan, work());
-                }
-            }
+            Action::Render(plan, spec) => self.render(plan, spec),
             Action::Swap { plan, previous, unchanged, callers } => {
                 let outcome = self.swap(&plan, previous.as_deref(), unchanged, &callers);
                 if let SwapOutcome::Done { changed: true, .. } = &outcome {
@@ -611,101 +503,6 @@ impl<B: SecretBackend> Worker<B> {
                 self.journal.session(id, None);
             }
             Action::Note(key, note) => self.tell(key.as_ref(), &note),
-        }
-    }
-
-    fn rendered(&mut self, plan: PlanId, outcome: RenderOutcome) {
-        if outcome.as_ref().is_err_and(|error| error == DEFECT) {
-            self.metrics.panicked();
-        }
-        let result = outcome.map(|rendered| {
-            if let Some(held) = self.holdings.plans.get_mut(&plan) {
-                held.rendered = Some(rendered.payload);
-            }
-            rendered.versions
-        });
-        self.feed(Event::Rendered(plan, result));
-    }
-
-    fn swap(
-        &mut self,
-        plan: &PlanId,
-        previous: Option<&str>,
-        unchanged: bool,
-        callers: &[CallId],
-    ) -> SwapOutcome {
-        let gone = |call: &CallId| self.calls.get(call).is_none_or(oneshot::Sender::is_closed);
-        if !callers.is_empty() && callers.iter().all(gone) {
-            return SwapOutcome::Unwanted;
-        }
-        let Some(identity) = self.identities.get(&plan.key) else { return SwapOutcome::Gone };
-        let Some(payload) = self.holdings.plans.get(plan).and_then(|held| held.rendered.as_ref()) else {
-            return SwapOutcome::Failed("what was rendered is not held any more".into());
-        };
-        let started = Instant::now();
-        let written = writer::write(WriteRequest {
-            target: plan.key.path(),
-            identity,
-            previous,
-            payload,
-            contents_as_before: unchanged,
-            root_mtime: RootMtime::Restore,
-        });
-        match written {
-            Ok(swap) => {
-                self.metrics.swapped(swap.changed, swap.bytes, started.elapsed());
-                if swap.leftovers > 0 {
-                    warn!(volume = %plan.key, entries = swap.leftovers, "entries that should go could not be removed");
-                }
-                SwapOutcome::Done { version_dir: swap.version_dir, changed: swap.changed }
-            }
-            Err(WriteError::BeingUnpublished { .. }) => SwapOutcome::Unpublishing,
-            Err(WriteError::Target(
-                target::TargetError::NotMounted { .. } | target::TargetError::Changed { .. },
-            )) => SwapOutcome::Gone,
-            Err(error) => SwapOutcome::Failed(crate::telemetry::chain(&error).to_string()),
-        }
-    }
-
-    fn announce(&self, key: &VolumeKey) {
-        let Some(changes) = &self.changes else { return };
-        let attempt = self.core.volumes().get(key).and_then(|volume| volume.attempt.as_ref());
-        let versions = attempt.map(|attempt| attempt.versions.clone()).unwrap_or_default();
-        // Nobody listens any more when the process ends.
-        let _ = changes.send(Change { key: key.clone(), versions });
-    }
-
-    fn answer(
-        &mut self,
-        calls: Vec<CallId>,
-        answer: Result<Vec<(String, String)>, MountFailure>,
-        deliver: Option<PlanId>,
-        report: Option<PlanId>,
-        clock: Option<(VolumeKey, bool)>,
-    ) {
-        if let Some((key, healthy)) = clock
-            && let Some(identity) = self.identities.get(&key)
-            && self.targets.kubelet_root().is_some()
-        {
-            let mtime = if healthy { RootMtime::Now } else { RootMtime::Zero };
-            if let Err(error) = writer::set_root_mtime(key.path(), identity, mtime) {
-                debug!(volume = %key, error = %crate::telemetry::chain(&error), "cannot set the driver's clock");
-            }
-        }
-        let files: Vec<DriverFile> = deliver
-            .and_then(|plan| self.holdings.plans.get(&plan)?.rendered.as_ref().map(driver_files))
-            .unwrap_or_default();
-        let mut delivered = false;
-        for call in calls {
-            let Some(reply) = self.calls.remove(&call) else { continue };
-            let answer = match &answer {
-                Ok(versions) => Ok(MountAnswer { versions: versions.clone(), files: files.clone() }),
-                Err(failure) => Err(failure.clone()),
-            };
-            delivered |= reply.send(answer).is_ok();
-        }
-        if let Some(plan) = report {
-            self.feed(Event::Answered(plan, delivered));
         }
     }
 
@@ -767,28 +564,4 @@ const fn needs_record(action: &Action) -> bool {
         action,
         Action::Supply(..) | Action::Render(..) | Action::Keep(..) | Action::Discard(_) | Action::Note(..)
     )
-}
-
-fn driver_files(payload: &crate::projection::Payload) -> Vec<DriverFile> {
-    payload
-        .files
-        .iter()
-        .map(|(path, file)| DriverFile {
-            path: path.to_string(),
-            mode: file.mode.bits(),
-            contents: file.contents.clone(),
-        })
-        .collect()
-}
-
-const fn operation(request: &crate::lifecycle::message::Request) -> Operation {
-    use crate::lifecycle::message::Request;
-    match request {
-        Request::Login { .. } => Operation::Login,
-        Request::Fetch { .. } => Operation::Fetch,
-        Request::RenewSession(_) => Operation::RenewSession,
-        Request::RenewLease(..) => Operation::RenewLease,
-        Request::RevokeSession(_) => Operation::RevokeSession,
-        Request::RevokeLease(..) => Operation::RevokeLease,
-    }
 }

@@ -10,44 +10,10 @@ use serde_json::json;
 
 use super::{client::Endpoint, transport::TransportError};
 use crate::{
-    backend::Credential,
+    backend::{Credential, Operation},
     secret::SecretString,
     spec::{LoginSpec, SecretRequest},
 };
-
-/// Which operation of the backend a call belongs to: what an error means depends on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Operation {
-    Login,
-    Fetch,
-    /// The write of values that nobody had written.
-    Generate,
-    RenewSession,
-    RenewLease,
-    RevokeSession,
-    RevokeLease,
-    /// In place of a login, with a token that was made elsewhere.
-    AdoptSession,
-    /// To tell a dead token from a missing right.
-    LookupSession,
-}
-
-impl Operation {
-    /// As the audit line names it.
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Login => "login",
-            Self::Fetch => "fetch",
-            Self::Generate => "generate",
-            Self::RenewSession => "renew-session",
-            Self::RenewLease => "renew-lease",
-            Self::RevokeSession => "revoke-session",
-            Self::RevokeLease => "revoke-lease",
-            Self::AdoptSession => "adopt-session",
-            Self::LookupSession => "lookup-session",
-        }
-    }
-}
 
 /// One request, before it is HTTP.
 pub(super) struct Call<'a> {

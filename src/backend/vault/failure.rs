@@ -6,12 +6,12 @@
 use std::time::{Duration, SystemTime};
 
 use super::{
-    endpoints::{Call, Operation},
+    endpoints::Call,
     kv::{self, State},
     response::{AnswerError, parse},
     transport::{Answer, Handshake, TransportError},
 };
-use crate::backend::{BackendError, FailureClass};
+use crate::backend::{BackendError, FailureClass, Operation};
 
 /// Longest wait a server may ask for; the caller has smaller bounds of its own.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
