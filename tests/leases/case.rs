@@ -99,6 +99,14 @@ impl Setup {
         self.start_on(ground, admin, &url).await
     }
 
+    /// On the process's ground, with a volume that holds one database credential.
+    pub async fn mounted(self) -> (Case, Volume) {
+        let case = self.start().await;
+        let volume = case.volume();
+        case.mounted(&volume, &case.database()).await;
+        (case, volume)
+    }
+
     /// On another server.
     pub async fn start_on(self, ground: Arc<Ground>, admin: Admin, url: &str) -> Case {
         let proxy = Proxy::start(url);

@@ -13,9 +13,7 @@ use crate::{
 /// Renewed while that helps, replaced before the maximum, the old one alive for the overlap and no longer.
 #[tokio::test]
 async fn credential_is_renewed_then_replaced_before_its_maximum() {
-    let case = Setup::new("renew").database("5s", "14s").may_revoke().start().await;
-    let volume = case.volume();
-    case.mounted(&volume, &case.database()).await;
+    let (case, volume) = Setup::new("renew").database("5s", "14s").may_revoke().mounted().await;
     assert_eq!((case.mints(), case.leases().await), (1, 1), "both files come from one read");
     // Without us: the same credential, delivered once and never looked after.
     let (abandoned, _) = case.unattended(&case.admin).await;
@@ -43,9 +41,7 @@ async fn credential_is_renewed_then_replaced_before_its_maximum() {
 #[tokio::test]
 async fn parent_token_handover() {
     let login = json!({"token_ttl": "10s", "token_max_ttl": "10s"});
-    let case = Setup::new("parent").login(login).start().await;
-    let volume = case.volume();
-    case.mounted(&volume, &case.database()).await;
+    let (case, volume) = Setup::new("parent").login(login).mounted().await;
     let token = case.by_hand(&volume).await;
     let (abandoned, _) = case.unattended(&token).await;
     let (probe, ()) = tokio::join!(case.probe(&volume, Duration::from_secs(24)), case.dies(&abandoned));
@@ -144,9 +140,7 @@ async fn republish_mints_nothing() {
 /// What a failed renewal leaves behind is nothing: a lease that the server has lost is replaced, once.
 #[tokio::test]
 async fn lease_lost_on_the_server_is_replaced_once() {
-    let case = Setup::new("lost").database("8s", "1h").start().await;
-    let volume = case.volume();
-    case.mounted(&volume, &case.database()).await;
+    let (case, volume) = Setup::new("lost").database("8s", "1h").mounted().await;
     let first: Credential = case.credential(&volume);
     let prefix = format!("sys/leases/revoke-prefix/database/creds/{}", case.name);
     case.admin.write(&prefix, json!({})).await;

@@ -71,9 +71,7 @@ async fn outage_costs_no_file_and_no_lease() {
 /// Seen in the mount table, not told by anybody: what the mount held is gone within two seconds.
 #[tokio::test]
 async fn revoke_on_unmount() {
-    let case = Setup::new("unmount").start().await;
-    let volume = case.volume();
-    case.mounted(&volume, &case.database()).await;
+    let (case, volume) = Setup::new("unmount").mounted().await;
     assert_eq!((case.leases().await, case.roles().len(), case.tokens().await), (1, 1, 1));
     // Without us: the driver tells no provider, and an hour's lease lives for an hour.
     let (abandoned, lease) = case.unattended(&case.admin).await;

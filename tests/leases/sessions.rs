@@ -14,9 +14,7 @@ use crate::{
 #[tokio::test]
 async fn periodic_session_is_renewed_for_ever() {
     let login = json!({"token_period": "6s", "token_ttl": 0, "token_max_ttl": 0});
-    let case = Setup::new("periodic").login(login).start().await;
-    let volume = case.volume();
-    case.mounted(&volume, &case.database()).await;
+    let (case, volume) = Setup::new("periodic").login(login).mounted().await;
     // Without us: a session of six seconds, and its user, are gone after six.
     let (abandoned, _) = case.unattended(&case.by_hand(&volume).await).await;
     let (probe, ()) = tokio::join!(case.probe(&volume, Duration::from_secs(15)), case.dies(&abandoned));
@@ -33,9 +31,7 @@ async fn periodic_session_is_renewed_for_ever() {
 #[tokio::test]
 async fn batch_session_is_handed_over_and_never_revoked() {
     let login = json!({"token_type": "batch", "token_ttl": "12s", "token_max_ttl": "12s"});
-    let case = Setup::new("batch").login(login).start().await;
-    let volume = case.volume();
-    case.mounted(&volume, &case.database()).await;
+    let (case, volume) = Setup::new("batch").login(login).mounted().await;
     let (abandoned, _) = case.unattended(&case.by_hand(&volume).await).await;
     let (probe, ()) = tokio::join!(case.probe(&volume, Duration::from_secs(20)), case.dies(&abandoned));
     let log = case.leasehold.log();
@@ -84,9 +80,7 @@ async fn session_revoked_by_an_operator_is_replaced_once() {
 #[tokio::test]
 async fn sa_deleted_stops() {
     let login = json!({"token_ttl": "8s", "token_max_ttl": "8s"});
-    let case = Setup::new("deleted").login(login).start().await;
-    let volume = case.volume();
-    case.mounted(&volume, &case.database()).await;
+    let (case, volume) = Setup::new("deleted").login(login).mounted().await;
     let first = case.credential(&volume);
     case.ground.cluster.delete(&volume.pod);
     let before = case.snapshot(&volume);
@@ -172,9 +166,7 @@ async fn jwt_mounts_never_share_a_login() {
 #[tokio::test]
 async fn session_without_rights_is_handed_over() {
     let login = json!({"token_no_default_policy": true, "token_ttl": "10s", "token_max_ttl": "10s"});
-    let case = Setup::new("rights").login(login).start().await;
-    let volume = case.volume();
-    case.mounted(&volume, &case.database()).await;
+    let (case, volume) = Setup::new("rights").login(login).mounted().await;
     let probe = case.probe(&volume, Duration::from_secs(20)).await;
     let log = case.leasehold.log();
     probe.never_failed(&log);
