@@ -1,6 +1,6 @@
-//! leasehold from a pod's point of view, in half a minute: `make demo`.
+//! leasehold from a pod's point of view, in under a minute: `make demo`.
 //!
-//! Everything is real except the cluster: OpenBao and leasehold run on loopback, the volume is a tmpfs in a
+//! Everything is real except the cluster: OpenBao, PostgreSQL and leasehold run on loopback, the volume is a tmpfs in a
 //! mount namespace of this process, and the calls are those of the Secrets Store CSI driver. Nothing is left
 //! behind.
 
@@ -23,6 +23,7 @@ use support::{
     kubelet::{Kubelet, Options, Volume},
     leasehold::{Launch, Leasehold},
     node::Node,
+    postgres::Postgres,
     proxy::Proxy,
     require_root, stage, until,
 };
@@ -40,6 +41,25 @@ const OBJECTS: &str = "\
   filePermission: 0400
   refreshInterval: 5s             # how soon the file follows (5m if not said)
 ";
+
+const POLICY: &str = r#"
+path "secret/data/app/*"   { capabilities = ["read"] }
+path "database/creds/shop" { capabilities = ["read"] }
+"#;
+
+/// `PORT` is the database's.
+const DATABASE: &str = "\
+- as: db                           # read for the template below; no file of its own
+  secretPath: database/creds/shop  # OpenBao makes a user of the database for this pod
+  overlap: 2s                      # how long the old user works beside the new one
+- objectName: app.env
+  template: |
+    DATABASE_URL=postgres://{{ .db.username | urlquery }}:{{ .db.password | urlquery }}@127.0.0.1:PORT/postgres
+";
+
+/// How long a user of the database lives, and how many the application goes through.
+const LIFE: &str = "8s";
+const USERS: usize = 3;
 
 /// Bold numbered steps and dim details on a terminal, plain text elsewhere.
 struct Voice {
@@ -91,11 +111,16 @@ async fn main() {
 
     voice.step("A place where secrets live: OpenBao, and a cluster that vouches for its pods");
     let cluster = Arc::new(Cluster::start());
-    let bao = Bao::start(Shape::Dev).await;
+    let (bao, postgres) = tokio::join!(Bao::start(Shape::Dev), Postgres::start());
     stage::configure(&bao, &cluster).await;
+    postgres.configure(&bao, "shop", "4s", LIFE).await;
+    bao.put_policy("app", POLICY).await;
     bao.put_secret("app/db", json!({"username": "shop", "password": "correct-horse"})).await;
     voice.say(&format!("OpenBao listens on {} and holds the secret app/db.", bao.url()));
-    voice.say("Its policy: pods of the ServiceAccount prod/app may read app/*. Nobody else may.");
+    voice.say(
+        "Its policy: pods of the ServiceAccount prod/app may read app/*, and may have a user of the shop's",
+    );
+    voice.say("database. Nobody else may.");
 
     voice.step("leasehold on a node");
     let node = Arc::new(Node::new());
@@ -137,6 +162,25 @@ async fn main() {
     voice.files(&node, &target);
     voice.good(&format!("After {:.1} s, both files swapped in one step.", changed.elapsed().as_secs_f32()));
 
+    voice.step("An application with a database, and a password that lives for seconds");
+    let objects = DATABASE.replace("PORT", &postgres.port().to_string());
+    voice.detail(&objects);
+    let application = Volume::new(&Pod::new("prod", "shop-1", "app"));
+    publish(&kubelet, &application, &SecretProviderClass::new("vault", "app", &objects), &leasehold).await;
+    voice.say(
+        "The application reads its file whenever it logs in, twenty times a second. The file it starts with:",
+    );
+    voice.files(&node, &kubelet.target(&application));
+    let (users, logins) = log_in_until_replaced(&voice, &kubelet, &application, &postgres).await;
+    voice.good(&format!(
+        "{logins} logins as {} users, none refused: the new user is in the file before the old one goes.",
+        users.len()
+    ));
+    kubelet.unpublish(&application).unwrap();
+    until("the users are gone", support::SOON, async || postgres.minted_roles().is_empty().then_some(()))
+        .await;
+    voice.good("The application ends, and its last user is dropped from the database at once.");
+
     voice.step("A pod with another identity asks for the same");
     let stranger = Volume::new(&Pod::new("prod", "stranger-0", "other"));
     match kubelet.publish(&stranger, Some(&class)).await {
@@ -155,6 +199,40 @@ async fn main() {
     let mut leasehold = leasehold;
     leasehold.ended(support::SOON).await;
     println!("\n{}", voice.paint("1", &format!("That was leasehold, in {} s.", started.elapsed().as_secs())));
+}
+
+/// Logs in to the database with what the file says, until it has named several users.
+async fn log_in_until_replaced(
+    voice: &Voice,
+    kubelet: &Kubelet,
+    application: &Volume,
+    postgres: &Postgres,
+) -> (Vec<String>, usize) {
+    let (mut users, mut logins) = (Vec::new(), 0);
+    let begun = Instant::now();
+    while users.len() < USERS {
+        assert!(begun.elapsed() < Duration::from_secs(40), "the credential was not replaced");
+        let file = kubelet.file(application, "app.env");
+        let (user, password) = credential(&file);
+        if let Err(error) = postgres.login(&user, &password).await {
+            panic!("the login as {user} was refused: {error}");
+        }
+        logins += 1;
+        if users.last() != Some(&user) {
+            voice.say(&format!("after {:4.1} s  logged in as {user}", begun.elapsed().as_secs_f32()));
+            users.push(user);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    (users, logins)
+}
+
+/// User and password of a connection string.
+fn credential(file: &str) -> (String, String) {
+    let rest = file.trim().strip_prefix("DATABASE_URL=postgres://").unwrap();
+    let (user, rest) = rest.split_once(':').unwrap();
+    let (password, _) = rest.split_once('@').unwrap();
+    (user.to_owned(), password.to_owned())
 }
 
 async fn publish(kubelet: &Kubelet, volume: &Volume, class: &SecretProviderClass, leasehold: &Leasehold) {
