@@ -5,7 +5,10 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,7 +23,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tracing::{debug, warn};
 
-use crate::{clock::boot_now, metrics::Metrics};
+use crate::{
+    clock::{BootTime, boot_now},
+    metrics::Metrics,
+    volume::VolumeManager,
+};
 
 /// Connections at once: the kubelet's probes, a scraper, and room.
 const MAX_CONNECTIONS: usize = 64;
@@ -28,6 +35,10 @@ const MAX_CONNECTIONS: usize = 64;
 const MAX_LIFE: Duration = Duration::from_secs(10);
 /// Largest request head.
 const MAX_HEAD: usize = 16 * 1024;
+/// How often the worker is asked whether it turns, and how long it may take: together less than the 15 s within
+/// which a stall has to be seen.
+const PING: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -61,6 +72,16 @@ impl Readiness {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(part, obstacle);
     }
 
+    /// Whether a Mount could be served, and each part that is not well: whether it blocks, and why.
+    pub fn findings(&self) -> (bool, Vec<(String, bool, String)>) {
+        let obstacles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let findings: Vec<_> = obstacles
+            .iter()
+            .map(|(part, obstacle)| ((*part).to_owned(), obstacle.blocks, obstacle.reason.clone()))
+            .collect();
+        (!findings.iter().any(|(_, blocks, _)| *blocks), findings)
+    }
+
     /// Whether a Mount could be served, and a line for each part that is not well.
     pub fn report(&self) -> (bool, String) {
         let obstacles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -74,6 +95,55 @@ impl Readiness {
     }
 }
 
+/// Whether the worker turns: it is asked again and again, and has to answer.
+#[derive(Debug, Default)]
+pub struct Liveness {
+    /// When the question was put that has no answer yet, milliseconds on the boot clock; zero without one.
+    asked: AtomicU64,
+}
+
+impl Liveness {
+    /// Asks `manager` until its worker has ended. Runs beside the
+    /// worker, on the thread of [`spawn`].
+    pub async fn watch(self: Arc<Self>, manager: VolumeManager) {
+        loop {
+            self.asked.store(boot_now().as_millis().max(1), Ordering::Relaxed);
+            if manager.ping().await.is_none() {
+                return;
+            }
+            self.asked.store(0, Ordering::Relaxed);
+            tokio::time::sleep(PING).await;
+        }
+    }
+
+    /// For how long the worker has not answered, once that is too long.
+    pub fn stalled(&self, now: BootTime) -> Option<Duration> {
+        match self.asked.load(Ordering::Relaxed) {
+            0 => None,
+            asked => Some(now.since(BootTime::from_millis(asked))).filter(|waited| *waited >= PATIENCE),
+        }
+    }
+}
+
+/// Serves on a thread of its own, so that a worker that holds all threads of the runtime is told of. The
+/// runtime of that thread is given back.
+///
+/// # Errors
+/// When there can be no thread.
+pub fn spawn(admin: Admin, listener: std::net::TcpListener) -> io::Result<tokio::runtime::Handle> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    std::thread::Builder::new().name("health".to_owned()).spawn(move || {
+        runtime.block_on(async move {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => admin.serve(listener).await,
+                Err(error) => warn!(%error, "health and metrics cannot be served"),
+            }
+        });
+    })?;
+    Ok(handle)
+}
+
 /// What the endpoint shows.
 #[derive(Clone, Debug)]
 pub struct Admin {
@@ -81,6 +151,8 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// For /readyz and /health/ready.
     pub readiness: Arc<Readiness>,
+    /// For /livez.
+    pub liveness: Arc<Liveness>,
 }
 
 impl Admin {
@@ -132,10 +204,16 @@ impl Admin {
             return response;
         }
         match request.uri().path() {
-            "/livez" => text(StatusCode::OK, "alive\n".to_owned()),
+            "/livez" => match self.liveness.stalled(boot_now()) {
+                None => text(StatusCode::OK, "alive\n".to_owned()),
+                Some(stall) => text(StatusCode::SERVICE_UNAVAILABLE, stalled(stall)),
+            },
             // The second is where the chart of vault-csi-provider points its probes.
             "/readyz" | "/health/ready" => {
-                let (ready, report) = self.readiness.report();
+                let (mut ready, mut report) = self.readiness.report();
+                if let Some(stall) = self.liveness.stalled(boot_now()) {
+                    (ready, report) = (false, format!("not ready\nworker: blocked: {}", stalled(stall)));
+                }
                 text(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, report)
             }
             "/metrics" => {
@@ -150,6 +228,10 @@ impl Admin {
             ),
         }
     }
+}
+
+pub(crate) fn stalled(stall: Duration) -> String {
+    format!("the worker has not turned for {} s\n", stall.as_secs())
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {

@@ -92,7 +92,7 @@ fn check(arguments: &AgentArgs) -> anyhow::Result<ExitCode> {
             Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Answer::Error(message) => bail!("{message}"),
-        Answer::Volumes(_) | Answer::Refreshed(_) => {
+        Answer::Volumes(_) | Answer::Refreshed(_) | Answer::Status(_) => {
             bail!("the agent answered something else: is it of this version?")
         }
     }

@@ -7,29 +7,38 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::{
-    admin::{self, Admin, Readiness},
+    admin::{self, Admin, Liveness, Readiness},
     agent,
     backend::vault::{Limits, VaultBackend},
     cli::{Cli, Command},
+    clock::boot_now,
     command,
     config::Config,
-    control::Control,
+    control::{self, About, Control, Status, Teller},
     kubernetes::{self, Cluster, PodReader, Recorder, TokenRequests},
     metrics::Metrics,
     projection::mounts::MountTable,
-    provider::{Edge, Mounter, Node},
-    sandbox, telemetry,
+    provider::{
+        Edge, Mounter, Node,
+        sightings::{self, Sightings},
+    },
+    sandbox,
+    spec::Connection,
+    telemetry,
     volume::{Journal, JournalError, Observer, Settings, Targets, Transition, VolumeManager},
 };
 
 mod reach;
-mod swap;
+pub(crate) mod swap;
 
 /// A command line or a configuration that makes no sense: EX_USAGE of sysexits.h.
 pub const BAD_CONFIG: u8 = 64;
 
 /// How long calls in flight may go on after SIGTERM: a pod has 30 s until SIGKILL.
 const DRAIN: Duration = Duration::from_secs(20);
+
+/// How often it is looked whether the driver calls again.
+const ROTATION_LOOK: Duration = Duration::from_secs(5);
 
 /// How long threads may finish what they do, after all else has ended.
 const LINGER: Duration = Duration::from_secs(1);
@@ -47,6 +56,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Render(arguments) => command::render::run(*arguments),
         Command::Ls(arguments) => command::ls::run(&arguments),
         Command::Refresh(arguments) => command::refresh::run(arguments),
+        Command::Doctor(arguments) => command::doctor::run(&arguments),
         Command::Provider(arguments) => {
             let print = arguments.print_config;
             let config = match Config::resolve(*arguments, |name| std::env::var(name).ok()) {
@@ -104,9 +114,14 @@ async fn provider(config: Config, reporting: Reporting) -> anyhow::Result<ExitCo
         .await
         .with_context(|| format!("cannot listen on the health address {}", config.health_addr))?;
     info!(address = %health.local_addr()?, "health and metrics");
-    let admin =
-        Admin { metrics: Arc::clone(&reporting.metrics), readiness: Arc::clone(&reporting.readiness) };
-    let admin = tokio::spawn(admin.serve(health));
+    let liveness = Arc::new(Liveness::default());
+    let admin = Admin {
+        metrics: Arc::clone(&reporting.metrics),
+        readiness: Arc::clone(&reporting.readiness),
+        liveness: Arc::clone(&liveness),
+    };
+    let beside = admin::spawn(admin, health.into_std().context("cannot hand the health address over")?)
+        .context("cannot start the thread of health and metrics")?;
 
     let (cluster, recorder) = kubernetes(&config, &reporting)?;
 
@@ -117,7 +132,11 @@ async fn provider(config: Config, reporting: Reporting) -> anyhow::Result<ExitCo
     };
     reporting.readiness.clear("volumes");
     // The lock is ours now, and so is the name of the control socket.
-    let control = Control::start(&config.state_dir, manager.clone(), Arc::clone(&reporting.readiness))?;
+    beside.spawn(Arc::clone(&liveness).watch(manager.clone()));
+    beside.spawn(watch_rotation(reporting.clone(), config.expect_republish));
+    let teller = teller(&config, &reporting, Arc::clone(&liveness));
+    let readiness = Arc::clone(&reporting.readiness);
+    let control = Control::start_telling(&config.state_dir, manager.clone(), readiness, Some(teller))?;
 
     let node = Node {
         mounter: mounter(manager),
@@ -125,6 +144,7 @@ async fn provider(config: Config, reporting: Reporting) -> anyhow::Result<ExitCo
         defaults: config.defaults,
         kubelet_root: config.kubelet_root,
         cluster,
+        sightings: Arc::new(Sightings::new(Arc::clone(&reporting.readiness))),
         metrics: Arc::clone(&reporting.metrics),
     };
     let edge = Edge::start(node, &config.endpoints, config.authority_shim)?;
@@ -136,7 +156,6 @@ async fn provider(config: Config, reporting: Reporting) -> anyhow::Result<ExitCo
     reporting.readiness.block("sockets", "shutting down");
     edge.drain(DRAIN).await;
     control.stop();
-    admin.abort();
     info!("stopped");
     Ok(ExitCode::SUCCESS)
 }
@@ -163,6 +182,71 @@ fn kubernetes(config: &Config, reporting: &Reporting) -> anyhow::Result<(Cluster
     Ok((cluster, recorder))
 }
 
+/// Keeps the report level with whether the driver calls again.
+async fn watch_rotation(reporting: Reporting, expected: Duration) {
+    let mut told = false;
+    loop {
+        let since = reporting.metrics.snapshot().oldest_call.map(|at| at.until(boot_now()));
+        Sightings::neglected(&reporting.readiness, since, expected);
+        match since.filter(|since| *since > expected) {
+            Some(since) if !told => {
+                told = true;
+                warn!("{}", sightings::no_rotation(since));
+            }
+            Some(_) => {}
+            None => told = false,
+        }
+        tokio::time::sleep(ROTATION_LOOK).await;
+    }
+}
+
+/// Says what this agent is, for `doctor`.
+fn teller(config: &Config, reporting: &Reporting, liveness: Arc<Liveness>) -> Teller {
+    let mut servers: Vec<control::Server> = Vec::new();
+    for (provider, defaults) in &config.defaults {
+        let Some(address) = defaults.address.clone() else { continue };
+        let connection = Connection {
+            address: address.trim().trim_end_matches('/').to_owned(),
+            namespace: defaults.namespace.trim_matches('/').to_owned(),
+            tls: defaults.tls.clone(),
+        };
+        let same = servers
+            .iter_mut()
+            .find(|server| server.connection == connection && server.auth_mount == defaults.auth_mount);
+        match same {
+            Some(server) => server.providers.push(provider.to_string()),
+            None => servers.push(control::Server {
+                providers: vec![provider.to_string()],
+                connection,
+                auth_mount: defaults.auth_mount.clone(),
+            }),
+        }
+    }
+    let about = About {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        sockets: config.endpoints.iter().map(|endpoint| endpoint.path.clone()).collect(),
+        kubelet_root: config.kubelet_root.clone(),
+        servers,
+    };
+    let reporting = reporting.clone();
+    Arc::new(move || {
+        let (mut ready, mut findings) = reporting.readiness.findings();
+        if let Some(stall) = liveness.stalled(boot_now()) {
+            ready = false;
+            findings.push(("worker".to_owned(), true, admin::stalled(stall)));
+        }
+        let snapshot = reporting.metrics.snapshot();
+        Status {
+            about: about.clone(),
+            ready,
+            findings,
+            volumes: snapshot.provider_written + snapshot.driver_written,
+            called: snapshot.oldest_call.is_some(),
+            longest_session_seconds: snapshot.longest_session.map(|ttl| ttl.as_secs()),
+        }
+    })
+}
+
 /// Starts the worker that owns the node's volumes; returns when it can take a Mount.
 async fn start_volumes(
     config: &Config,
@@ -181,6 +265,9 @@ async fn start_volumes(
         error!("{reason}");
         reporting.readiness.degrade("propagation", reason);
     }
+    if let Some(shortcoming) = journal.shortcoming() {
+        reporting.readiness.degrade("state", shortcoming);
+    }
     let settings = Settings {
         targets: Targets::Kubelet(config.kubelet_root.clone()),
         digest_key,
@@ -194,7 +281,7 @@ async fn start_volumes(
 }
 
 /// Why the host's mounts do not reach this process, so that the driver has to write the files.
-fn missing_propagation(kubelet_root: &Path) -> Option<String> {
+pub(crate) fn missing_propagation(kubelet_root: &Path) -> Option<String> {
     let pods = kubelet_root.join("pods");
     let table = MountTable::read().ok()?;
     let propagates = pods.is_dir() && table.covering(&pods).is_some_and(|entry| entry.propagates());

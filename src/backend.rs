@@ -98,6 +98,8 @@ pub enum Operation {
     AdoptSession,
     /// To tell a dead token from a missing right.
     LookupSession,
+    /// A look without a token.
+    Look,
 }
 
 impl Operation {
@@ -113,6 +115,7 @@ impl Operation {
             Self::RevokeLease => "revoke-lease",
             Self::AdoptSession => "adopt-session",
             Self::LookupSession => "lookup-session",
+            Self::Look => "look",
         }
     }
 }

@@ -34,6 +34,9 @@ pub enum Command {
     Render(Box<RenderArgs>),
     /// List the volumes of this node, with what they live on and what is due next; never a value.
     Ls(LsArgs),
+    /// Check this node's whole chain, from the driver's sockets to Vault: what is wrong and what mends it. Exit
+    /// status 1 when something is.
+    Doctor(DoctorArgs),
     /// Check values in the store now, instead of at their next interval.
     Refresh(RefreshArgs),
     /// Say which version this is.
@@ -116,6 +119,11 @@ pub struct ProviderArgs {
         default_missing_value = "true", value_parser = config::parse_bool, value_name = "BOOL"
     )]
     pub debug: bool,
+    /// How long the driver may leave a mounted volume without a call before that is told of: longer than its
+    /// rotationPollInterval.
+    #[arg(long, value_name = "DURATION", env = "LEASEHOLD_EXPECT_REPUBLISH", default_value = "20m",
+        value_parser = crate::spec::values::duration)]
+    pub expect_republish: std::time::Duration,
     /// Write Events to pods: rotated, rotation failing, expired, refused, edit rejected. Needs the right to create
     /// events.
     #[arg(
@@ -397,6 +405,26 @@ pub enum ListFormat {
     Json,
 }
 
+/// `leasehold doctor`.
+#[derive(Args, Clone, Debug)]
+pub struct DoctorArgs {
+    /// How to show it.
+    #[arg(long, short, value_name = "FORMAT", default_value = "text")]
+    pub output: DoctorFormat,
+    /// The agent's state folder, where its control socket is.
+    #[arg(long, value_name = "DIR", env = "LEASEHOLD_STATE_DIR", default_value = config::STATE_DIR)]
+    pub state_dir: PathBuf,
+}
+
+/// The formats of `leasehold doctor`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DoctorFormat {
+    /// A line for each check, and what mends it below.
+    Text,
+    /// A list of objects.
+    Json,
+}
+
 /// `leasehold refresh`.
 #[derive(Args, Clone, Debug)]
 pub struct RefreshArgs {
@@ -634,6 +662,6 @@ mod tests {
             assert_eq!(argument.get_env().unwrap().to_str().unwrap(), variable);
             seen += 1;
         }
-        assert_eq!(seen, 18 + 2 * 9, "a flag was added: say so here");
+        assert_eq!(seen, 19 + 2 * 9, "a flag was added: say so here");
     }
 }

@@ -18,6 +18,7 @@ use crate::{
 
 pub mod check;
 pub mod convert;
+pub mod doctor;
 pub mod ls;
 pub mod refresh;
 pub mod render;

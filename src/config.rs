@@ -168,6 +168,8 @@ pub struct Config {
     pub authority_shim: bool,
     /// How the process confines itself; what it has to reach is added where it starts.
     pub sandbox: Sandbox,
+    /// How long the driver may leave a mounted volume without a call.
+    pub expect_republish: std::time::Duration,
     /// Whom Events name as their reporter: the node, else this pod.
     pub instance: String,
     /// What of the API server is used.
@@ -207,6 +209,7 @@ impl Config {
             health_addr,
             authority_shim: !flags.no_authority_shim,
             sandbox: flags.sandbox.into(),
+            expect_republish: flags.expect_republish,
             instance: instance.unwrap_or_else(|| env!("CARGO_PKG_NAME").to_owned()),
             kubernetes: kubernetes::Options {
                 pod_events: flags.pod_events,

@@ -26,6 +26,7 @@ use crate::{
         ListenError,
         listener::{Socket, is_trusted},
     },
+    spec::Connection,
     volume::{Selector, VolumeManager, VolumeReport},
 };
 
@@ -53,6 +54,8 @@ pub enum Request {
     Refresh(Selector),
     /// Whether everything is in place.
     Ready,
+    /// What the agent is and where it is well.
+    Status,
 }
 
 /// What is answered.
@@ -70,9 +73,55 @@ pub enum Answer {
         /// A line for each part that is not well.
         report: String,
     },
+    /// To [`Request::Status`].
+    Status(Box<Status>),
     /// The request cannot be answered.
     Error(String),
 }
+
+/// A server that SecretProviderClasses use unless they name another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// Of which provider names.
+    pub providers: Vec<String>,
+    /// Where.
+    pub connection: Connection,
+    /// Path of the auth mount.
+    pub auth_mount: String,
+}
+
+/// What an agent was started with.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct About {
+    /// Its version.
+    pub version: String,
+    /// The sockets it serves.
+    pub sockets: Vec<PathBuf>,
+    /// The kubelet's root folder.
+    pub kubelet_root: PathBuf,
+    /// Default servers.
+    pub servers: Vec<Server>,
+}
+
+/// What an agent says of itself.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// What it was started with.
+    pub about: About,
+    /// Whether a Mount could be served.
+    pub ready: bool,
+    /// Each part that is not well: its name, whether it blocks, and why.
+    pub findings: Vec<(String, bool, String)>,
+    /// Volumes that it holds.
+    pub volumes: usize,
+    /// Whether the driver has called at all.
+    pub called: bool,
+    /// The longest life that a login was granted, seconds.
+    pub longest_session_seconds: Option<u64>,
+}
+
+/// Makes [`Status`] when it is asked for.
+pub type Teller = Arc<dyn Fn() -> Status + Send + Sync>;
 
 /// Why the agent could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -129,9 +178,22 @@ impl Control {
         manager: VolumeManager,
         readiness: Arc<Readiness>,
     ) -> Result<Self, ListenError> {
+        Self::start_telling(state_dir, manager, readiness, None)
+    }
+
+    /// The same, with an answer to [`Request::Status`].
+    ///
+    /// # Errors
+    /// When it cannot be bound.
+    pub fn start_telling(
+        state_dir: &Path,
+        manager: VolumeManager,
+        readiness: Arc<Readiness>,
+        teller: Option<Teller>,
+    ) -> Result<Self, ListenError> {
         let socket = Arc::new(Socket::bind(&state_dir.join(SOCKET))?);
         info!(path = %socket.path().display(), "control socket");
-        let task = tokio::spawn(serve(Arc::clone(&socket), manager, readiness));
+        let task = tokio::spawn(serve(Arc::clone(&socket), manager, readiness, teller));
         Ok(Self { socket, task })
     }
 
@@ -148,7 +210,12 @@ impl Drop for Control {
     }
 }
 
-async fn serve(socket: Arc<Socket>, manager: VolumeManager, readiness: Arc<Readiness>) {
+async fn serve(
+    socket: Arc<Socket>,
+    manager: VolumeManager,
+    readiness: Arc<Readiness>,
+    teller: Option<Teller>,
+) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         let stream = match socket.accept().await {
@@ -162,9 +229,10 @@ async fn serve(socket: Arc<Socket>, manager: VolumeManager, readiness: Arc<Readi
         if !is_trusted(&stream, socket.path()) {
             continue;
         }
-        let (manager, readiness) = (manager.clone(), Arc::clone(&readiness));
+        let (manager, readiness, teller) = (manager.clone(), Arc::clone(&readiness), teller.clone());
         tokio::spawn(async move {
-            match tokio::time::timeout(MAX_LIFE, answer(stream, &manager, &readiness)).await {
+            match tokio::time::timeout(MAX_LIFE, answer(stream, &manager, &readiness, teller.as_ref())).await
+            {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => debug!(%error, "an exchange on the control socket failed"),
                 Err(_) => debug!("an exchange on the control socket took too long"),
@@ -174,7 +242,12 @@ async fn serve(socket: Arc<Socket>, manager: VolumeManager, readiness: Arc<Readi
     }
 }
 
-async fn answer(mut stream: UnixStream, manager: &VolumeManager, readiness: &Readiness) -> io::Result<()> {
+async fn answer(
+    mut stream: UnixStream,
+    manager: &VolumeManager,
+    readiness: &Readiness,
+    teller: Option<&Teller>,
+) -> io::Result<()> {
     let answer = match read(&mut stream).await? {
         Ok(Request::List) => manager.list().await.map(Answer::Volumes),
         Ok(Request::Refresh(selector)) => manager.refresh(selector).await.map(Answer::Refreshed),
@@ -182,6 +255,10 @@ async fn answer(mut stream: UnixStream, manager: &VolumeManager, readiness: &Rea
             let (ready, report) = readiness.report();
             Some(Answer::Ready { ready, report })
         }
+        Ok(Request::Status) => Some(match teller {
+            Some(teller) => Answer::Status(Box::new(teller())),
+            None => Answer::Error("this agent has no status".into()),
+        }),
         Err(message) => Some(Answer::Error(message)),
     };
     let answer = answer.unwrap_or_else(|| Answer::Error("leasehold is stopping".into()));

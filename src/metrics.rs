@@ -83,6 +83,12 @@ pub struct Snapshot {
     pub nearest_expiry: Option<BootTime>,
     /// When the first session has no ServiceAccount token left to log in again with.
     pub nearest_login_end: Option<BootTime>,
+    /// When the driver last called for the volume that it neglects longest, of those that are mounted.
+    pub oldest_call: Option<BootTime>,
+    /// The longest life that a login was granted, of the sessions that live.
+    pub longest_session: Option<Duration>,
+    /// Volumes whose files are older than what is due: something of theirs fails.
+    pub stale: usize,
     /// Sessions given up and not revoked yet, those within their overlap too.
     pub sessions_owed: usize,
     /// Single leases, the same.
@@ -353,9 +359,14 @@ impl Metrics {
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
     }
 
+    /// The node's state as last taken.
+    pub fn snapshot(&self) -> Snapshot {
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// All of it as OpenMetrics text, as of `now`.
     pub fn render(&self, now: BootTime) -> String {
-        let snapshot = *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        let snapshot = self.snapshot();
         for (mode, count) in [
             ("provider-written", snapshot.provider_written),
             ("driver-written", snapshot.driver_written),

@@ -23,6 +23,7 @@ pub mod authority;
 pub mod listener;
 pub mod request;
 pub mod service;
+pub mod sightings;
 pub mod token;
 
 /// The driver's interface, generated from `proto/v1alpha1/service.proto`. Messages that carry tokens or

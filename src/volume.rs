@@ -258,6 +258,7 @@ enum Command {
     Mount(Box<MountCommand>, Reply<Result<MountAnswer, MountFailure>>),
     List(Reply<Vec<VolumeReport>>),
     Refresh(Selector, Reply<usize>),
+    Ping(Reply<()>),
 }
 
 /// Handle to the one worker; cheap to clone.
@@ -308,6 +309,11 @@ impl VolumeManager {
     /// caller: what is not revoked by then is on record, for the next process.
     pub async fn release(&self) {
         self.ask(Command::Release).await;
+    }
+
+    /// Returns once the worker has turned; `None` when it has stopped.
+    pub async fn ping(&self) -> Option<()> {
+        self.ask(Command::Ping).await
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Option<T> {

@@ -7,3 +7,7 @@ mod support;
 
 #[path = "cluster/api.rs"]
 mod api;
+#[path = "cluster/doctor.rs"]
+mod doctor;
+#[path = "cluster/health.rs"]
+mod health;

@@ -87,6 +87,7 @@ impl Bench {
             defaults: BTreeMap::from([(ProviderName::Vault, defaults)]),
             kubelet_root: folder.path().join("kubelet"),
             cluster: Cluster::default(),
+            sightings: Arc::default(),
             metrics: Arc::clone(&metrics),
         };
         let endpoint = Endpoint { path: folder.path().join("vault.sock"), provider: ProviderName::Vault };

@@ -23,7 +23,11 @@ async fn start() -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let readiness = Arc::new(Readiness::default());
-    let admin = Admin { metrics: Arc::new(Metrics::new()), readiness: Arc::clone(&readiness) };
+    let admin = Admin {
+        metrics: Arc::new(Metrics::new()),
+        readiness: Arc::clone(&readiness),
+        liveness: Arc::default(),
+    };
     Server { address, readiness, task: tokio::spawn(admin.serve(listener)) }
 }
 

@@ -55,7 +55,7 @@ pub(super) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
                 .await
                 .with_context(|| format!("cannot listen on the health address {address}"))?;
             let (metrics, readiness) = (Arc::clone(&reporting.metrics), Arc::clone(&reporting.readiness));
-            Some(tokio::spawn(Admin { metrics, readiness }.serve(listener)))
+            Some(tokio::spawn(Admin { metrics, readiness, liveness: Arc::default() }.serve(listener)))
         }
     };
     let (mut agent, control) = Agent::start(settings, &reporting)?;

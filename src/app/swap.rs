@@ -10,7 +10,7 @@ const SWAPS: &str = "/proc/swaps";
 const LIMIT: &str = "/sys/fs/cgroup/memory.swap.max";
 
 /// What is exposed and what to do; `None` when nothing of this process can be swapped out.
-pub(super) fn exposure() -> Option<String> {
+pub(crate) fn exposure() -> Option<String> {
     let swaps = fs::read_to_string(SWAPS).unwrap_or_default();
     explain(&swaps, fs::read_to_string(LIMIT).ok().as_deref())
 }

@@ -21,7 +21,7 @@ pub fn run(arguments: &LsArgs) -> anyhow::Result<ExitCode> {
     let volumes = match control::ask(&arguments.state_dir, &Request::List)? {
         Answer::Volumes(volumes) => volumes,
         Answer::Error(message) => bail!("{message}"),
-        Answer::Refreshed(_) | Answer::Ready { .. } => {
+        Answer::Refreshed(_) | Answer::Ready { .. } | Answer::Status(_) => {
             bail!("the agent answered something else: is it of this version?")
         }
     };

@@ -29,7 +29,7 @@ pub fn run(arguments: RefreshArgs) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         (Answer::Error(message), _) => bail!("{message}"),
-        (Answer::Volumes(_) | Answer::Ready { .. }, _) => {
+        (Answer::Volumes(_) | Answer::Ready { .. } | Answer::Status(_), _) => {
             bail!("the agent answered something else: is it of this version?")
         }
     }

@@ -47,6 +47,8 @@ pub struct AuthorityShim<S> {
     chunk: Box<[u8]>,
     ready: Vec<u8>,
     given: usize,
+    /// Told of the first literal that is rewritten.
+    told: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl<S> AuthorityShim<S> {
@@ -54,7 +56,14 @@ impl<S> AuthorityShim<S> {
     pub fn new(inner: S, enabled: bool) -> Self {
         let (rewriter, chunk) =
             if enabled { (Rewriter::new(), vec![0; CHUNK]) } else { (Rewriter::pass_through(), Vec::new()) };
-        Self { inner, rewriter, chunk: chunk.into_boxed_slice(), ready: Vec::new(), given: 0 }
+        Self { inner, rewriter, chunk: chunk.into_boxed_slice(), ready: Vec::new(), given: 0, told: None }
+    }
+
+    /// Calls `told` when the first literal is rewritten: this is a driver before 1.6.0.
+    #[must_use]
+    pub fn telling(mut self, told: impl FnOnce() + Send + 'static) -> Self {
+        self.told = Some(Box::new(told));
+        self
     }
 }
 
@@ -80,6 +89,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for AuthorityShim<S> {
                 this.rewriter.give_up(&mut this.ready);
             } else {
                 this.rewriter.feed(chunk.filled(), &mut this.ready);
+                if this.rewriter.rewrote
+                    && let Some(told) = this.told.take()
+                {
+                    told();
+                }
             }
         }
     }
@@ -131,11 +145,13 @@ struct Rewriter {
     fragments: Vec<Range<usize>>,
     /// The stream whose block goes on in a CONTINUATION frame.
     open: Option<[u8; 4]>,
+    /// Whether a literal was replaced.
+    rewrote: bool,
 }
 
 impl Rewriter {
     fn new() -> Self {
-        Self { state: State::Preface(0), held: Vec::new(), fragments: Vec::new(), open: None }
+        Self { state: State::Preface(0), held: Vec::new(), fragments: Vec::new(), open: None, rewrote: false }
     }
 
     fn pass_through() -> Self {
@@ -244,7 +260,9 @@ impl Rewriter {
         let mut block: Vec<u8> =
             self.fragments.iter().flat_map(|range| &self.held[range.clone()]).copied().collect();
         // A block that turns out to be malformed further on may be half rewritten: h2 refuses it either way.
+        let before = block.clone();
         let _malformed = rewrite_block(&mut block);
+        self.rewrote |= block != before;
         let mut rest = block.as_slice();
         for range in &self.fragments {
             let (now, later) = rest.split_at(range.len());

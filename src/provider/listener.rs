@@ -219,8 +219,9 @@ pub async fn serve(
                 if connections.len() >= MAX_CONNECTIONS {
                     warn!(path = %socket.path.display(), "refused a connection: {MAX_CONNECTIONS} are open");
                 } else if is_trusted(&stream, &socket.path) {
+                    let sightings = service.sightings();
                     connections.spawn(connection(
-                        AuthorityShim::new(stream, authority_shim),
+                        AuthorityShim::new(stream, authority_shim).telling(move || sightings.old_driver()),
                         Arc::clone(&service),
                         phase.clone(),
                     ));

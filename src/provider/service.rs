@@ -36,6 +36,7 @@ use super::{
         csi_driver_provider_server::{CsiDriverProvider, CsiDriverProviderServer},
     },
     request::Call,
+    sightings::Sightings,
     token::TokenError,
 };
 use crate::{
@@ -94,6 +95,8 @@ pub struct Node {
     pub kubelet_root: PathBuf,
     /// What Mounts may ask the API server for.
     pub cluster: Cluster,
+    /// What calls show of the driver.
+    pub sightings: Arc<Sightings>,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -125,6 +128,7 @@ impl Shared {
 /// One socket's service.
 #[derive(Debug)]
 pub struct Service {
+    sightings: Arc<Sightings>,
     grpc: CsiDriverProviderServer<Provider>,
     metrics: Arc<Metrics>,
 }
@@ -143,9 +147,15 @@ impl Service {
     /// The service of `name`'s socket.
     pub fn new(name: ProviderName, shared: Arc<Shared>) -> Self {
         let metrics = Arc::clone(&shared.node.metrics);
+        let sightings = Arc::clone(&shared.node.sightings);
         let grpc =
             CsiDriverProviderServer::new(Provider { name, shared }).max_decoding_message_size(MAX_REQUEST);
-        Self { grpc, metrics }
+        Self { sightings, grpc, metrics }
+    }
+
+    /// What calls show of the driver.
+    pub fn sightings(&self) -> Arc<Sightings> {
+        Arc::clone(&self.sightings)
     }
 
     /// Answers one HTTP/2 request, always with a final code.
@@ -325,6 +335,8 @@ impl Provider {
     async fn plan(&self, call: Call, deadline: Instant) -> MountCommand {
         let plan = self.parse(&call).await;
         let Call { key, pod, class, attributes, tokens, digest, .. } = call;
+        let has_tokens = tokens.as_ref().map_or(true, |tokens| !tokens.is_empty());
+        self.shared.node.sightings.call(has_tokens || self.shared.node.cluster.token_requests.is_some());
         let audience = match &plan {
             Ok(parsed) => parsed.spec.login.audience.clone(),
             // For the old plan, which goes on: very likely it has the same.

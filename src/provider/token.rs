@@ -125,6 +125,11 @@ impl Tokens {
         Ok(Self(entries.into_iter().map(|(audience, entry)| (audience, entry.token.into())).collect()))
     }
 
+    /// Whether the driver passed none at all.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// One token alone, for `audience`.
     pub fn one(audience: &str, jwt: SecretString) -> Self {
         Self(BTreeMap::from([(audience.to_owned(), jwt)]))

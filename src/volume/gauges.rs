@@ -24,12 +24,24 @@ pub(super) fn snapshot(core: &Lifecycle, unmanaged: usize) -> Snapshot {
                 Retired::Lease(..) => snapshot.leases_owed += 1,
             }
         }
+        if volume.installed.is_some() && volume.mounted {
+            earliest(&mut snapshot.oldest_call, volume.last_mount);
+        }
+        let failing = volume.attempt.as_ref().is_some_and(|attempt| attempt.failure.is_some())
+            || volume
+                .installed
+                .iter()
+                .flat_map(|installed| installed.dependencies.values())
+                .any(|it| it.last_error.is_some());
+        snapshot.stale += usize::from(volume.installed.is_some() && (failing || volume.refused.is_some()));
         let dependencies = volume.installed.iter().flat_map(|installed| installed.dependencies.values());
         for ends in dependencies.filter_map(|dependency| dependency.ends()) {
             earliest(&mut snapshot.nearest_expiry, ends);
         }
     }
     for session in core.sessions().values() {
+        let granted = session.term.map(|term| term.ttl).filter(|ttl| !ttl.is_zero());
+        snapshot.longest_session = snapshot.longest_session.max(granted);
         snapshot.leases_owed += session.owed.len();
         match session.state {
             SessionState::New(_) => {}

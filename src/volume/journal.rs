@@ -31,6 +31,9 @@ use crate::{
 /// Of the records; another version's are dropped, their sessions expire.
 const FORMAT: u32 = 2;
 
+const NOT_TMPFS: &str = "the state folder is not tmpfs: no token is stored, so every restart logs in again, mints \
+                         every lease again and leaves the old ones to their TTL; mount a tmpfs there (/run is one)";
+
 /// Why there is no journal.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
@@ -209,14 +212,15 @@ impl Journal {
             nix::sys::statfs::statfs(folder).map_err(|errno| failed("see its file system")(errno.into()))?;
         let durable = statfs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC;
         if !durable {
-            warn!(
-                folder = %folder.display(),
-                "the state folder is not tmpfs: no token is stored, so every restart logs in again, mints every \
-                 lease again and leaves the old ones to their TTL; mount a tmpfs there (/run is one)"
-            );
+            warn!(folder = %folder.display(), "{NOT_TMPFS}");
         }
         let boot_id = crate::clock::boot_id().map_err(failed("read the boot id"))?;
         Ok(Self { folder: folder.to_owned(), durable, boot_id, _lock: lock })
+    }
+
+    /// Why nothing but names may be written here; `None` on a tmpfs.
+    pub fn shortcoming(&self) -> Option<&'static str> {
+        (!self.durable).then_some(NOT_TMPFS)
     }
 
     /// The node's digest key: the former process's of this boot, or a new one.

@@ -286,6 +286,9 @@ impl<B: SecretBackend> Worker<B> {
                 let root = self.targets.kubelet_root();
                 let _ = reply.send(report::report(&self.core, root, boot_now()));
             }
+            Command::Ping(reply) => {
+                let _ = reply.send(());
+            }
             Command::Refresh(selector, reply) => {
                 let keys: Vec<VolumeKey> = self
                     .core

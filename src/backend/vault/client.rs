@@ -151,6 +151,8 @@ fn build(address: &VaultAddress, tls: &TlsSpec, connect: Duration) -> Result<Bui
         .retry(reqwest::retry::never())
         .referer(false)
         .no_proxy()
+        // For `doctor`: the names and the end of the server's certificate.
+        .tls_info(true)
         .http1_only()
         .connect_timeout(connect)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)

@@ -12,7 +12,7 @@ use super::{client::Endpoint, transport::TransportError};
 use crate::{
     backend::{Credential, Operation},
     secret::SecretString,
-    spec::{LoginSpec, SecretRequest},
+    spec::{ApiPath, LoginSpec, SecretRequest},
 };
 
 /// One request, before it is HTTP.
@@ -88,6 +88,17 @@ impl<'a> Call<'a> {
     /// The terms of a token that was made elsewhere: what a login would have answered.
     pub(super) fn adopt_session() -> Self {
         Self { operation: Operation::AdoptSession, ..Self::lookup_session() }
+    }
+
+    /// The server's health, which needs no token.
+    pub(super) fn health() -> Self {
+        Self { method: reqwest::Method::GET, ..Self::put(Operation::Look, "sys/health".to_owned(), None) }
+    }
+
+    /// A login that lacks everything: the mount says so, if it is there.
+    pub(super) fn empty_login(mount: &ApiPath) -> Self {
+        let path = format!("auth/{}/login", mount.as_str());
+        Self { method: reqwest::Method::POST, ..Self::put(Operation::Look, path, Some(&json!({}))) }
     }
 
     pub(super) fn renew_lease(lease: &str) -> Self {

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use super::{
     endpoints::Call,
     kv::{self, State},
+    probe::ServerState,
     response::{AnswerError, parse},
     transport::{Answer, Handshake, TransportError},
 };
@@ -151,6 +152,27 @@ pub(super) fn of_version(call: &Call<'_>, target: &Target<'_>, version: &kv::Ver
     gone(version).at(call, target)
 }
 
+/// What an answer of sys/health says of the server.
+pub(super) fn server_state(answer: &Answer) -> ServerState {
+    match answer.status {
+        200 => ServerState::Active,
+        // Standby, and those of other clusters.
+        429 | 472 | 473 => ServerState::Standby,
+        501 => ServerState::Uninitialised,
+        503 => ServerState::Sealed,
+        status => ServerState::Unclear(status),
+    }
+}
+
+/// Whether an empty login was answered by an auth mount: that misses the role; without a mount it is forbidden.
+pub(super) fn has_mount(answer: &Answer) -> Option<bool> {
+    match answer.status {
+        400 => Some(true),
+        403 | 404 => Some(false),
+        _ => None,
+    }
+}
+
 /// Seconds or an HTTP date (RFC 9110); zero is real (OpenBao's rate limits send it).
 pub(super) fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
     let text = text.trim();
@@ -213,6 +235,7 @@ fn describe(call: &Call<'_>, target: &Target<'_>) -> String {
         Operation::RevokeSession => "revocation of the session".to_owned(),
         Operation::AdoptSession => "look-up of the token from the token file".to_owned(),
         Operation::LookupSession => "lookup of the session".to_owned(),
+        Operation::Look => format!("look at {subject}"),
     };
     match target.namespace {
         "" => format!("{what} on {}", target.address),

@@ -121,10 +121,20 @@ pub(super) enum Handshake {
 /// Sends `request` and reads the whole answer. The caller bounds the total time.
 pub(super) async fn send(
     endpoint: &Endpoint,
-    mut request: Request,
+    request: Request,
     first_byte: Duration,
     max_body: usize,
 ) -> Result<Answer, TransportError> {
+    send_for(endpoint, request, first_byte, max_body).await.map(|(answer, _)| answer)
+}
+
+/// Sends like [`send`], and gives what is known of the connection too.
+pub(super) async fn send_for(
+    endpoint: &Endpoint,
+    mut request: Request,
+    first_byte: Duration,
+    max_body: usize,
+) -> Result<(Answer, hyper::http::Extensions), TransportError> {
     if let Some(host) = &endpoint.host {
         request.headers_mut().insert(HOST, host.clone());
     }
@@ -147,7 +157,8 @@ pub(super) async fn send(
     }
     let headers = std::mem::take(response.headers_mut());
     let body = std::mem::take(&mut *body).into();
-    Ok(Answer { status: response.status().as_u16(), headers, body, since })
+    let extensions = std::mem::take(response.extensions_mut());
+    Ok((Answer { status: response.status().as_u16(), headers, body, since }, extensions))
 }
 
 /// Finds the cause that tells most in an error's chain. Texts of the library are not passed on: they may
