@@ -53,6 +53,7 @@ fn judge(operation: Operation, status: u16, body: &str) -> (String, String) {
         Operation::RevokeLease => Call::revoke_lease(lease),
         Operation::AdoptSession => Call::adopt_session(),
         Operation::LookupSession => Call::lookup_session(),
+        Operation::Look => Call::health(),
     };
     match of_answer(&call, &target(), &answer(status, &[], body), false) {
         Verdict::Failed(error, says) => {
