@@ -31,6 +31,7 @@ use crate::{
 
 pub mod backoff;
 pub mod budget;
+mod carry;
 pub mod message;
 mod mounting;
 pub mod renewal;

@@ -34,9 +34,37 @@ mod specs;
 mod worker;
 
 /// Names a volume: the target path on the host, as the kubelet chose it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct VolumeKey(Arc<std::path::Path>);
+
+// By bytes: paths compare component by component, which was half of the core's time, and the kubelet spells
+// a target in one way only.
+impl Ord for VolumeKey {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.as_os_str().cmp(other.0.as_os_str())
+    }
+}
+
+impl PartialOrd for VolumeKey {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for VolumeKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_os_str() == other.0.as_os_str()
+    }
+}
+
+impl Eq for VolumeKey {}
+
+impl std::hash::Hash for VolumeKey {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.as_os_str().hash(state);
+    }
+}
 
 impl VolumeKey {
     /// A key for `path`, which the edge has checked to be a volume of the kubelet's.

@@ -7,7 +7,9 @@ use super::{session::SessionId, volume::Mode};
 use crate::{
     backend::{BackendError, DataLifetime, LeaseTerms, Renewed, SessionTerms},
     clock::BootTime,
-    spec::{Connection, DependencyId, LoginSpec, PodIdentity, ProviderName, SecretRequest, VolumeSpec},
+    spec::{
+        Connection, DependencyId, LoginSpec, Object, PodIdentity, ProviderName, SecretRequest, VolumeSpec,
+    },
     volume::{MountFailure, VolumeKey},
 };
 
@@ -206,6 +208,8 @@ pub enum Action {
         unchanged: bool,
         /// Who waits: nothing is written for callers who all went away.
         callers: Vec<CallId>,
+        /// Objects that were not rendered: their files are taken from `previous` as they are.
+        carried: Vec<Object>,
     },
     /// Answer calls: with a plan's versions, and its rendered files where the driver writes.
     Answer {

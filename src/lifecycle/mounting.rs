@@ -1,12 +1,16 @@
 //! Mount calls, and attempts from the first need to what is installed.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     Lifecycle, Op, PATIENCE, RETRY_GRACE, UNPUBLISH_HOLD,
     backoff::{Backoff, Pace},
     budget::MintBudget,
-    kv_mount,
+    carry, kv_mount,
     message::{Action, CallId, Fetched, Lane, Mount, Note, OpId, PlanId, Request, SwapOutcome},
     on_behalf_of, passes,
     renewal::Term,
@@ -33,6 +37,49 @@ const ABSENT_TRIES: u32 = 4;
 
 /// A credential with less life than this left is not worth writing.
 const BRIEF: Duration = Duration::from_secs(5);
+
+/// What an attempt is to bring about.
+#[derive(Debug)]
+pub(super) struct Aim {
+    reason: Reason,
+    spec: Arc<VolumeSpec>,
+    digest: [u8; 32],
+    /// What upkeep asks for anew.
+    anew: Option<DependencyId>,
+}
+
+impl Aim {
+    const fn new(reason: Reason, spec: Arc<VolumeSpec>, digest: [u8; 32]) -> Self {
+        Self { reason, spec, digest, anew: None }
+    }
+
+    /// The same plan as the installed one, `anew` asked for again.
+    pub(super) fn keep(reason: Reason, installed: &Installed, anew: Option<DependencyId>) -> Self {
+        Self { anew, ..Self::new(reason, Arc::clone(&installed.spec), installed.digest) }
+    }
+
+    /// What must be asked for, in the installed session or in another one.
+    fn wanted(&self, volume: &Volume, same_session: bool) -> BTreeSet<DependencyId> {
+        let requests = || self.spec.requests().into_keys();
+        let Some(installed) = &volume.installed else { return requests().collect() };
+        // A lease dies with the session that made it; a value without one is as good in any.
+        let is_held = |id: &DependencyId| {
+            let known = installed.dependencies.get(id);
+            known.is_some_and(|known| known.held && (same_session || known.lease.is_none()))
+        };
+        let keeps_plan = matches!(self.reason, Reason::Changed | Reason::Replace(_) | Reason::HandOver(_));
+        let mut anew: BTreeSet<DependencyId> = self.anew.into_iter().collect();
+        if !(keeps_plan && volume.mode == Mode::ProviderWritten) {
+            anew.extend(requests().filter(|id| !is_held(id)));
+            return anew;
+        }
+        if !same_session {
+            let leased = installed.dependencies.iter().filter(|(_, known)| known.lease.is_some());
+            anew.extend(leased.map(|(id, _)| *id));
+        }
+        carry::needed(&self.spec, anew, is_held)
+    }
+}
 
 impl Lifecycle {
     pub(super) fn mount(&mut self, mount: Mount, now: BootTime) {
@@ -139,7 +186,7 @@ impl Lifecycle {
                 self.answer_installed(key, vec![call.id], now);
             } else {
                 self.abandon(key, "the SecretProviderClass changed again", now);
-                self.start(key, Reason::Edit, spec, mount.digest, vec![call], now);
+                self.start(key, Aim::new(Reason::Edit, spec, mount.digest), vec![call], now);
             }
             return;
         }
@@ -151,12 +198,12 @@ impl Lifecycle {
         volume.rejected = None;
         if volume.refused.take().is_some() {
             self.abandon(key, "policy allows it again", now);
-            self.start(key, Reason::Edit, spec, mount.digest, vec![call], now);
+            self.start(key, Aim::new(Reason::Edit, spec, mount.digest), vec![call], now);
         } else if volume.mode == Mode::DriverWritten {
             self.mount_driver_written(key, call, was_silent, now);
         } else if !mount.intact {
             self.abandon(key, "the files are gone", now);
-            self.start(key, Reason::Repair, spec, mount.digest, vec![call], now);
+            self.start(key, Aim::new(Reason::Repair, spec, mount.digest), vec![call], now);
         } else {
             self.answer_installed(key, vec![call.id], now);
         }
@@ -167,7 +214,7 @@ impl Lifecycle {
         let dead = |attempt: &Attempt| {
             let ends = |need: &Need| match need {
                 Need::Got(dependency) => dependency.ends(),
-                Need::Wanted | Need::InFlight(_) | Need::Reuse => None,
+                Need::Wanted | Need::InFlight(_) | Need::Reuse | Need::Carried => None,
             };
             attempt.needs.values().filter_map(ends).any(|ends| ends <= now)
         };
@@ -178,7 +225,7 @@ impl Lifecycle {
             let (spec, digest) = (Arc::clone(&attempt.spec), attempt.digest);
             self.abandon(key, "the replacement died before a Mount came for it", now);
             let reason = Reason::HandOver("the replacement died before a Mount came for it".into());
-            self.start(key, reason, spec, digest, vec![call], now);
+            self.start(key, Aim::new(reason, spec, digest), vec![call], now);
         } else if let Some(attempt) = &mut volume.attempt
             && attempt.phase == Phase::Ready
         {
@@ -190,7 +237,7 @@ impl Lifecycle {
         {
             let (spec, digest) = (Arc::clone(&installed.spec), installed.digest);
             let reason = Reason::HandOver("Mounts had stopped, and came back".into());
-            self.start(key, reason, spec, digest, vec![call], now);
+            self.start(key, Aim::new(reason, spec, digest), vec![call], now);
         } else {
             self.answer_installed(key, vec![call.id], now);
         }
@@ -218,7 +265,7 @@ impl Lifecycle {
             let volume = self.volumes.get_mut(key).expect("looked up above");
             volume.mode = mount.mode;
             volume.class = mount.class;
-            self.start(key, Reason::Mount, spec, mount.digest, vec![call], now);
+            self.start(key, Aim::new(Reason::Mount, spec, mount.digest), vec![call], now);
         }
     }
 
@@ -236,14 +283,22 @@ impl Lifecycle {
 
     /// Takes up an attempt that stopped: what was minted is used, what can be read again is.
     pub(super) fn resume(&mut self, key: &VolumeKey, now: BootTime) {
-        let Some(attempt) = self.volumes.get_mut(key).and_then(|volume| volume.attempt.as_mut()) else {
-            return;
-        };
+        let Some(volume) = self.volumes.get_mut(key) else { return };
+        let installed = volume.installed.as_ref();
+        let Some(attempt) = &mut volume.attempt else { return };
         let content_failed =
             attempt.failure.as_ref().is_some_and(|failure| failure.class == FailureClass::Invalid);
         if content_failed {
-            for need in attempt.needs.values_mut() {
-                if matches!(need, Need::Got(dependency) if !dependency.has_side_effect()) {
+            for (id, need) in &mut attempt.needs {
+                let again = match need {
+                    Need::Got(dependency) => !dependency.has_side_effect(),
+                    // A file that cannot be carried over is made anew.
+                    Need::Carried => installed
+                        .and_then(|installed| installed.dependencies.get(id))
+                        .is_none_or(|known| known.lease.is_none()),
+                    Need::Wanted | Need::InFlight(_) | Need::Reuse => false,
+                };
+                if again {
                     *need = Need::Wanted;
                 }
             }
@@ -257,6 +312,27 @@ impl Lifecycle {
         }
         attempt.phase = Phase::Gathering;
         self.advance(key, now);
+    }
+
+    /// Whether upkeep of what is installed may go ahead of the attempt in work, which then makes room: it only
+    /// waits for another try. An edit comes back with the next Mount. `dies`: whether what is due would die
+    /// waiting; otherwise nothing is given up that would have to be minted again.
+    pub(super) fn make_room(&mut self, key: &VolumeKey, dies: bool, now: BootTime) -> bool {
+        let Some(attempt) = self.volumes.get(key).and_then(|volume| volume.attempt.as_ref()) else {
+            return true;
+        };
+        let yields = attempt.is_parked() && attempt.reason == Reason::Edit && (!attempt.has_minted() || dies);
+        if !yields {
+            return false;
+        }
+        self.abandon(key, "what is installed comes first", now);
+        true
+    }
+
+    /// The attempt in work, if it is upkeep that waits for another try: what else is due joins it.
+    pub(super) fn parked_upkeep(&self, key: &VolumeKey) -> Option<&Attempt> {
+        let attempt = self.volumes.get(key).and_then(|volume| volume.attempt.as_ref());
+        attempt.filter(|attempt| attempt.is_parked() && attempt.is_upkeep())
     }
 
     fn reject_edit(&mut self, key: &VolumeKey, why: String) {
@@ -292,28 +368,29 @@ impl Lifecycle {
         })
     }
 
-    /// Starts work on what is to be installed next.
-    pub(super) fn start(
-        &mut self,
-        key: &VolumeKey,
-        reason: Reason,
-        spec: Arc<VolumeSpec>,
-        digest: [u8; 32],
-        calls: Vec<Call>,
-        now: BootTime,
-    ) {
-        let session = self.choose_session(key, &reason, &spec);
+    /// Starts work on what is to be installed next. What keeps the installed plan true does not advance yet:
+    /// the caller may have an answer for it already.
+    pub(super) fn start(&mut self, key: &VolumeKey, aim: Aim, calls: Vec<Call>, now: BootTime) {
+        let wanted = aim.wanted(&self.volumes[key], true);
+        let session = self.choose_session(key, &aim, &wanted);
         let Some(volume) = self.volumes.get_mut(key) else { return };
         let installed = volume.installed.as_ref();
         let same_session = installed.is_some_and(|installed| installed.session == session);
-        let mut needs = BTreeMap::new();
-        for (id, _) in spec.requests() {
+        let wanted = if same_session { wanted } else { aim.wanted(volume, false) };
+        let need = |id: DependencyId| {
             let known = installed.and_then(|installed| installed.dependencies.get(&id));
-            // A lease dies with the session that made it; a value without one is as good in any.
-            let serves = |known: &&Dependency| known.held && (same_session || known.lease.is_none());
-            let need = if known.filter(serves).is_some() { Need::Reuse } else { Need::Wanted };
-            needs.insert(id, need);
-        }
+            let need = match known {
+                _ if wanted.contains(&id) => Need::Wanted,
+                Some(known) if known.held => Need::Reuse,
+                _ => Need::Carried,
+            };
+            (id, need)
+        };
+        let needs = aim.spec.requests().into_keys().map(need).collect();
+        // A replacement that failed and was left out goes on at its pace.
+        let failed = aim.anew.filter(|_| matches!(aim.reason, Reason::Replace(_)));
+        let failed = failed.and_then(|id| installed?.dependencies.get(&id)).map(|known| known.backoff);
+        let Aim { reason, spec, digest, .. } = aim;
         volume.plans += 1;
         volume.attempt = Some(Attempt {
             plan: volume.plans,
@@ -324,7 +401,7 @@ impl Lifecycle {
             needs,
             phase: Phase::Gathering,
             calls,
-            backoff: Backoff::default(),
+            backoff: failed.unwrap_or_default(),
             failure: None,
             relogged: false,
             versions: Vec::new(),
@@ -337,16 +414,14 @@ impl Lifecycle {
         self.retime_session(session, now);
         self.dirty_volumes.insert(key.clone());
         self.dirty_sessions.insert(session);
-        if !matches!(
-            self.volumes[key].attempt.as_ref().map(|attempt| &attempt.reason),
-            Some(Reason::Changed | Reason::Replace(_))
-        ) {
-            // The two others name what they want anew before they advance.
+        if !self.volumes[key].attempt.as_ref().is_some_and(Attempt::is_upkeep) {
             self.advance(key, now);
         }
     }
 
-    fn choose_session(&mut self, key: &VolumeKey, reason: &Reason, spec: &Arc<VolumeSpec>) -> SessionId {
+    /// `wanted`: what would be asked for in the installed session.
+    fn choose_session(&mut self, key: &VolumeKey, aim: &Aim, wanted: &BTreeSet<DependencyId>) -> SessionId {
+        let Aim { reason, spec, anew, .. } = aim;
         let volume = &self.volumes[key];
         let identity = identity_of(volume, spec);
         if let Some(installed) = &volume.installed
@@ -356,10 +431,10 @@ impl Lifecycle {
         {
             let requests = spec.requests();
             // What is made again goes with its session: whether a lease can be revoked alone is up to policy.
-            let held = installed
-                .dependencies
-                .iter()
-                .all(|(id, known)| known.held || known.lease.is_none() || !requests.contains_key(id));
+            let held = !wanted.iter().any(|id| {
+                Some(*id) != *anew
+                    && installed.dependencies.get(id).is_some_and(|known| known.lease.is_some())
+            });
             let serves = match reason {
                 Reason::Replace(_) => true,
                 Reason::Changed | Reason::Repair => held,
@@ -500,7 +575,7 @@ impl Lifecycle {
                     owed.extend(dependency.lease.as_ref().map(|(lease, term)| (lease.clone(), term.ends())));
                     dependency.lease.is_some()
                 }
-                Need::Reuse => installed
+                Need::Reuse | Need::Carried => installed
                     .and_then(|installed| installed.dependencies.get(id))
                     .is_some_and(|dependency| dependency.lease.is_some()),
                 Need::InFlight(_) => true,
@@ -510,6 +585,7 @@ impl Lifecycle {
                 *need = Need::Wanted;
             }
         }
+        carry::widen(&attempt.spec, &mut attempt.needs);
         if let Some(record) = self.sessions.get_mut(&session) {
             record.users.insert(key.clone());
             record.idle_since = None;
@@ -626,11 +702,36 @@ impl Lifecycle {
                     FailureClass::LeaseGone | FailureClass::Denied if !relogged => {
                         self.log_in_anew(&key, session, error.class, now);
                     }
+                    _ if self.leave_out(&key, id, &error, now) => self.advance(&key, now),
                     _ => self.fail(&key, error, Some(id), now),
                 }
             }
         }
         self.retime_volume(&key, now);
+    }
+
+    /// What cannot be had now stays as it is on disk, where something else can be brought up to date without
+    /// it. It is asked for again in its own time.
+    fn leave_out(&mut self, key: &VolumeKey, id: DependencyId, error: &BackendError, now: BootTime) -> bool {
+        let Some(volume) = self.volumes.get_mut(key) else { return false };
+        let Some(need) = volume.without(id) else { return false };
+        let (Some(installed), Some(attempt)) = (&mut volume.installed, &mut volume.attempt) else {
+            return false;
+        };
+        let lasts = !passes(error) || attempt.backoff.failures() >= ABSENT_TRIES;
+        let goes_on = attempt
+            .needs
+            .iter()
+            .any(|(other, need)| *other != id && matches!(need, Need::Got(_) | Need::InFlight(_)));
+        if !lasts || !goes_on {
+            return false;
+        }
+        attempt.needs.insert(id, need);
+        if let Some(known) = installed.dependencies.get_mut(&id) {
+            known.stale = true;
+        }
+        self.check_failed(key, id, error, true, now);
+        true
     }
 
     /// A refusal in a session from before this attempt may be the session's fault: once, log in anew.
@@ -667,6 +768,41 @@ impl Lifecycle {
     pub(super) fn set_need(&mut self, key: &VolumeKey, id: DependencyId, need: Need) {
         if let Some(attempt) = self.volumes.get_mut(key).and_then(|volume| volume.attempt.as_mut()) {
             attempt.needs.insert(id, need);
+        }
+    }
+
+    /// The same, of what upkeep in work or parked was not about so far. What a parked one waits for is left out,
+    /// and asked for in its own time, where the rest can go on without it.
+    pub(super) fn add_need(&mut self, key: &VolumeKey, id: DependencyId, need: Need, now: BootTime) {
+        let Some(volume) = self.volumes.get_mut(key) else { return };
+        let Some(attempt) = &mut volume.attempt else { return };
+        let failing =
+            attempt.needs.iter().filter(|(other, need)| **other != id && matches!(need, Need::Wanted));
+        let failing: Vec<DependencyId> = failing.map(|(other, _)| *other).collect();
+        attempt.needs.insert(id, need);
+        let Phase::Waiting(Some(until)) = attempt.phase else { return };
+        let backoff = attempt.backoff;
+        let mut waits = false;
+        for other in failing {
+            let without = volume.without(other);
+            waits |= without.is_none();
+            let (Some(installed), Some(attempt), Some(need)) =
+                (&mut volume.installed, &mut volume.attempt, without)
+            else {
+                continue;
+            };
+            attempt.needs.insert(other, need);
+            if let Some(known) = installed.dependencies.get_mut(&other) {
+                known.stale = true;
+                known.backoff = backoff;
+                known.wait_until = Some(until);
+            }
+        }
+        if let Some(attempt) = &mut volume.attempt {
+            carry::widen(&attempt.spec, &mut attempt.needs);
+        }
+        if !waits {
+            self.resume(key, now);
         }
     }
 
@@ -734,6 +870,7 @@ impl Lifecycle {
             backoff: Backoff::default(),
             last_error: None,
             lost: false,
+            stale: false,
             expiry_noted: false,
             budget,
         }
@@ -742,7 +879,8 @@ impl Lifecycle {
     fn render(&mut self, key: &VolumeKey, plan: PlanId) {
         if let Some(attempt) = self.volumes.get_mut(key).and_then(|volume| volume.attempt.as_mut()) {
             attempt.phase = Phase::Rendering;
-            self.actions.push_back(Action::Render(plan, Arc::clone(&attempt.spec)));
+            let (spec, _) = carry::split(&attempt.spec, &attempt.needs);
+            self.actions.push_back(Action::Render(plan, spec));
         }
     }
 
@@ -773,9 +911,16 @@ impl Lifecycle {
                 let mounted = volume.mounted;
                 let live = volume.is_live();
                 let installed = volume.installed.as_ref();
+                let attempt = volume.attempt.as_mut().expect("at_phase checked it");
+                let (_, carried) = carry::split(&attempt.spec, &attempt.needs);
+                let versions = match installed {
+                    Some(installed) if !carried.is_empty() => {
+                        carry::versions(&attempt.spec, versions, &installed.versions)
+                    }
+                    _ => versions,
+                };
                 let unchanged = installed.is_some_and(|installed| installed.versions == versions);
                 let previous = installed.and_then(|installed| installed.version_dir.clone());
-                let attempt = volume.attempt.as_mut().expect("at_phase checked it");
                 attempt.versions = versions;
                 let previous = attempt.version_dir.clone().or(previous);
                 let waits = !attempt.calls.is_empty();
@@ -789,7 +934,7 @@ impl Lifecycle {
                         let callers = attempt.calls.iter().map(|call| call.id).collect();
                         self.dirty_volumes.insert(key.clone());
                         let plan = plan.clone();
-                        self.actions.push_back(Action::Swap { plan, previous, unchanged, callers });
+                        self.actions.push_back(Action::Swap { plan, previous, unchanged, callers, carried });
                     }
                     Mode::DriverWritten if waits => self.deliver(&key),
                     Mode::DriverWritten if unchanged => self.commit(&key, now),
@@ -908,13 +1053,22 @@ impl Lifecycle {
             let dependency = match need {
                 Need::Got(dependency) => Some(*dependency),
                 Need::Reuse => old.as_mut().and_then(|old| old.dependencies.remove(&id)),
+                Need::Carried => {
+                    old.as_mut().and_then(|old| old.dependencies.remove(&id)).map(|mut known| {
+                        known.held = false;
+                        known
+                    })
+                }
                 Need::Wanted | Need::InFlight(_) => None,
             };
             if let Some(mut dependency) = dependency {
-                dependency.held = dependency.has_side_effect();
                 dependency.request = dependency.request.settled();
                 dependencies.insert(id, dependency);
             }
+        }
+        let keep = carry::held(&attempt.spec, volume.mode, &dependencies);
+        for (id, dependency) in &mut dependencies {
+            dependency.held &= keep.contains(id);
         }
         let hold = dependencies.iter().filter(|(_, dependency)| dependency.held).map(|(id, _)| *id).collect();
         let plan = PlanId { key: key.clone(), serial: volume.serial, plan: attempt.plan };

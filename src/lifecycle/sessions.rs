@@ -6,6 +6,7 @@ use super::{
     LEFTOVER_COUNT, LEFTOVER_LIFE, LONG_TTL, Lifecycle, Op, RETRY_GRACE, SHARED_GRACE, TimerKey,
     backoff::Pace,
     message::{Action, Lane, Note, OpId, Request, TokenTimes},
+    mounting::Aim,
     renewal::{Step, Term, decide, replace_by},
     session::{Owed, Session, SessionId, SessionState},
     volume::Reason,
@@ -513,20 +514,22 @@ impl Lifecycle {
     pub(super) fn hand_over_volume(&mut self, key: &VolumeKey, why: &str, now: BootTime) {
         let Some(volume) = self.volumes.get(key) else { return };
         let Some(installed) = &volume.installed else { return };
-        let (spec, digest) = (installed.spec.clone(), installed.digest);
+        let aim = Aim::keep(Reason::HandOver(why.to_owned()), installed, None);
         match &volume.attempt {
+            Some(attempt) if matches!(attempt.reason, Reason::HandOver(_)) => return,
+            Some(attempt) if attempt.is_parked() => {}
             // Somebody waits for it, or it makes everything again in another session already.
             Some(attempt)
                 if !attempt.calls.is_empty()
                     || attempt.session != installed.session
-                    || matches!(attempt.reason, Reason::HandOver(_) | Reason::Edit) =>
+                    || attempt.reason == Reason::Edit =>
             {
                 return;
             }
-            Some(_) => self.abandon(key, "the session must be handed over first", now),
-            None => {}
+            Some(_) | None => {}
         }
-        self.start(key, Reason::HandOver(why.to_owned()), spec, digest, Vec::new(), now);
+        self.abandon(key, "the session must be handed over first", now);
+        self.start(key, aim, Vec::new(), now);
         self.retime_volume(key, now);
     }
 

@@ -27,7 +27,7 @@ use crate::{
     spec::{
         ApiPath, Connection, FileMode, LoginSpec, Object, ObjectPath, PodIdentity, ProviderName,
         SecretRequest, TlsSpec, VolumeSpec,
-        object::{Method, Output, Part, Source},
+        object::{Method, Output, Part, Source, TemplateCall, TemplateSource},
     },
     volume::{FailureKind, MountFailure, VolumeKey},
 };
@@ -822,23 +822,44 @@ pub(crate) fn digest(number: u64) -> [u8; 32] {
     bytes
 }
 
-/// A volume that asks for every path; two keys of one credential are one request.
+fn request(path: &str) -> SecretRequest {
+    let issue = path.contains("/issue/");
+    SecretRequest {
+        method: if issue { Method::Put } else { Method::Get },
+        args: issue.then(|| "{\"common_name\":\"a\"}".to_owned()),
+        ..SecretRequest::read(ApiPath::parse(path).expect("the model's paths are canonical"))
+    }
+}
+
+/// A volume that asks for every path; two keys of one credential are one request, and what `+` joins is shown
+/// in one file.
 pub(crate) fn spec(account: usize, paths: &[&str]) -> Arc<VolumeSpec> {
     let mut objects = Vec::new();
     for path in paths {
-        let issue = path.contains("/issue/");
-        let request = SecretRequest {
-            method: if issue { Method::Put } else { Method::Get },
-            args: issue.then(|| "{\"common_name\":\"a\"}".to_owned()),
-            ..SecretRequest::read(ApiPath::parse(path).expect("the model's paths are canonical"))
+        let name = |key: &str| {
+            ObjectPath::parse(&format!("{}-{key}", path.replace('/', "-")))
+                .expect("the model's names are normal")
         };
+        // One file of several answers.
+        if path.contains('+') {
+            let calls = path.split('+').map(|path| TemplateCall {
+                path: path.to_owned(),
+                args: BTreeMap::new(),
+                request: request(path),
+            });
+            let template = TemplateSource { text: String::new(), line: None, calls: calls.collect() };
+            objects.push(Object::new(Output::File(name("all")), Source::Template(template)));
+            continue;
+        }
+        let request = request(path);
         let keys: &[&str] =
             if path.starts_with("database/creds") { &["username", "password"] } else { &["v"] };
         for key in keys {
-            let name = ObjectPath::parse(&format!("{}-{key}", path.replace('/', "-")))
-                .expect("the model's names are normal");
             let part = Part::Key((*key).to_owned());
-            objects.push(Object::new(Output::File(name), Source::Secret { request: request.clone(), part }));
+            objects.push(Object::new(
+                Output::File(name(key)),
+                Source::Secret { request: request.clone(), part },
+            ));
         }
     }
     Arc::new(VolumeSpec {

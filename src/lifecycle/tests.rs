@@ -129,6 +129,18 @@ fn lease_of(world: &World, pod: usize) -> u64 {
     leases.expect("the pod has a credential")
 }
 
+/// The oldest version of a KV value that the pod's files show.
+fn version_of(world: &World, pod: usize, path: &str) -> u64 {
+    let request =
+        world.pods[pod].spec.requests().into_iter().find(|(_, request)| request.path.as_str() == path);
+    let (id, _) = request.expect("the pod asks for it");
+    let versions = files(world, pod).into_iter().filter_map(|((_, shown), value)| match value.content {
+        Content::Kv { version, .. } if shown == id => Some(version),
+        _ => None,
+    });
+    versions.min().expect("a file shows it")
+}
+
 fn alive(world: &World, pod: usize) -> bool {
     world.server.lease_death(lease_of(world, pod), world.now).is_none()
 }
@@ -200,20 +212,25 @@ fn restart_keeps_everything() {
     drained(&world);
 }
 
-/// A render after a restart needs a password that is held no more: one new credential, make before break.
+/// A template after a restart needs a password that is held no more: one new credential, make before break.
+/// Where password and value are files of their own, the password's is carried over.
 #[test]
 fn restart_then_kv_change_mints_exactly_one() {
-    let mut world = node(Role::default());
-    world.pod(&pod(&["database/creds/hour", "secret/data/a"]));
-    world.fault(10 * MINUTE, Fault::Kill(0, 5 * SECOND));
-    world.fault(20 * MINUTE, Fault::Write("secret/data/a".into()));
-    run(&mut world, 15 * MINUTE);
-    let before = world.audit.counts.mints;
-    run(&mut world, 2 * HOUR);
-    assert_eq!(world.audit.counts.mints, before + 1);
-    assert!(files(&world, 0).values().any(|value| matches!(value.content, Content::Kv { version: 2, .. })));
-    assert!(alive(&world, 0));
-    assert_eq!(world.server.live_leases(world.now).count(), 1);
+    for (paths, mints) in
+        [(&["database/creds/hour+secret/data/a"][..], 1), (&["database/creds/hour", "secret/data/a"][..], 0)]
+    {
+        let mut world = node(Role::default());
+        world.pod(&pod(paths));
+        world.fault(10 * MINUTE, Fault::Kill(0, 5 * SECOND));
+        world.fault(20 * MINUTE, Fault::Write("secret/data/a".into()));
+        run(&mut world, 15 * MINUTE);
+        let before = world.audit.counts.mints;
+        run(&mut world, 2 * HOUR);
+        assert_eq!(world.audit.counts.mints, before + mints, "{paths:?}");
+        assert_eq!(version_of(&world, 0, "secret/data/a"), 2);
+        assert!(alive(&world, 0));
+        assert_eq!(world.server.live_leases(world.now).count(), 1);
+    }
 }
 
 /// sscsi#1453: each republish is free (the audit holds it), so a day of them mints nothing.
@@ -435,7 +452,7 @@ fn spc_change_revalidated() {
         "the old files stay"
     );
     run(&mut world, 29 * MINUTE);
-    assert_eq!(files(&world, 0).len(), 2);
+    assert_eq!(files(&world, 0).len(), 3, "a value, a user and its password");
     run(&mut world, 39 * MINUTE);
     assert_eq!(world.audit.note_count("refused"), 1);
     assert_eq!(world.server.live_leases(world.now).count(), 0, "what policy refuses is given back");
@@ -540,6 +557,102 @@ fn one_failing_object_blocks_no_other() {
         files(&world, 1).values().any(|value| matches!(value.content, Content::Kv { version: 2, .. }));
     assert!(newest, "the other pod follows the change");
     assert!(alive(&world, 0));
+}
+
+/// I9 of what dies: a credential is replaced although what is shown beside it cannot be read any more, even in
+/// the same file; and in a session that must be handed over.
+#[test]
+fn a_deleted_value_blocks_no_replacement() {
+    for paths in [&["database/creds/mid", "secret/data/a"][..], &["database/creds/mid+secret/data/a"][..]]
+    {
+        for role in
+            [Role::default(), Role { ttl: 20 * MINUTE, max: HOUR, may_revoke: false, ..Role::default() }]
+        {
+            for mode in [Mode::ProviderWritten, Mode::DriverWritten] {
+                let mut world = node(role);
+                world.database("database/creds/mid", 600, 1800);
+                world.pod(&PodSpec { mode, ..pod(paths) });
+                world.fault(10 * MINUTE, Fault::Deleted("secret/data/a".into(), true));
+                for minute in 11..300 {
+                    run(&mut world, MINUTE * minute);
+                    assert!(alive(&world, 0), "{paths:?} {mode:?} minute {minute}\n{}", world.trace());
+                }
+                assert_eq!(world.audit.note_count("expired"), 0, "{paths:?} {mode:?}");
+            }
+        }
+    }
+}
+
+/// A file of two values of which one is gone stays as it is, another file of the other follows; once both can
+/// be read, so does the first.
+#[test]
+fn a_deleted_value_blocks_no_change() {
+    let mut world = node(Role::default());
+    world.pod(&pod(&["secret/data/a+secret/data/b", "secret/data/b"]));
+    world.fault(10 * MINUTE, Fault::Deleted("secret/data/a".into(), true));
+    world.fault(20 * MINUTE, Fault::Write("secret/data/b".into()));
+    world.fault(50 * MINUTE, Fault::Deleted("secret/data/a".into(), false));
+    run(&mut world, 30 * MINUTE);
+    let versions: Vec<u64> = files(&world, 0)
+        .into_values()
+        .filter_map(|value| match value.content {
+            Content::Kv { version, .. } => Some(version),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(versions, [1, 1, 2], "{}", world.trace());
+    run(&mut world, HOUR + 5 * MINUTE);
+    assert_eq!(version_of(&world, 0, "secret/data/b"), 2, "{}", world.trace());
+}
+
+/// An edit that fails for hours must not let the credential of what is installed die, nor its session.
+#[test]
+fn a_replacement_overtakes_a_failing_edit() {
+    for (interval, role) in [
+        (Some(75 * SECOND), Role::default()),
+        (Some(20 * MINUTE), Role::default()),
+        (Some(20 * MINUTE), Role { ttl: 20 * MINUTE, max: HOUR, may_revoke: false, ..Role::default() }),
+    ] {
+        let mut world = node(role);
+        world.pod(&PodSpec { interval, ..pod(&["database/creds/short"]) });
+        let edit =
+            vec!["database/creds/short".into(), "database/creds/hour".into(), "secret/data/none".into()];
+        world.fault(10 * MINUTE, Fault::Edit(0, Edit::Paths(edit)));
+        for minute in 11..180 {
+            run(&mut world, MINUTE * minute);
+            assert!(alive(&world, 0), "minute {minute}\n{}", world.trace());
+        }
+        assert_eq!(world.audit.note_count("expired"), 0, "{}", world.trace());
+        assert!(world.audit.note_count("edit-rejected") >= 1);
+        let mints = world.server.mints.iter().filter(|(_, _, path)| path.ends_with("hour")).count();
+        assert!(mints <= 60, "the edit minted {mints} times");
+    }
+}
+
+/// What cannot be replaced holds up no other credential of its volume.
+#[test]
+fn a_failing_replacement_blocks_no_other() {
+    let mut world = node(Role::default());
+    world.database("database/creds/other", 60, 300);
+    world.pod(&pod(&["database/creds/short", "database/creds/other"]));
+    world.fault(10 * MINUTE, Fault::Deleted("database/creds/other".into(), true));
+    run(&mut world, 11 * MINUTE);
+    for minute in 12..120 {
+        run(&mut world, MINUTE * minute);
+        let short = files(&world, 0).into_values().any(|value| match value.content {
+            Content::Lease(lease) => {
+                world.server.leases[&lease].path.ends_with("short")
+                    && world.server.lease_death(lease, world.now).is_none()
+            }
+            _ => false,
+        });
+        assert!(short, "minute {minute}\n{}", world.trace());
+    }
+    world.fault(2 * HOUR, Fault::Deleted("database/creds/other".into(), false));
+    run(&mut world, 2 * HOUR + 10 * MINUTE);
+    if let Err(broken) = audit::converged(&world) {
+        panic!("{}\n{broken}", world.trace());
+    }
 }
 
 /// B17: half an hour of suspend; nothing is declared dead that can be renewed, nothing stampedes.

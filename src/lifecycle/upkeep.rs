@@ -6,6 +6,7 @@ use super::{
     Lifecycle, Op, SILENCE, TimerKey,
     backoff::Pace,
     message::{Action, Fetched, Lane, Note, OpId, PlanId, Request},
+    mounting::Aim,
     renewal::{Decision, Step, replace_by},
     session::{SessionId, SessionState},
     volume::{Mode, Need, Phase, Reason, Volume},
@@ -115,14 +116,9 @@ impl Lifecycle {
         let Some(installed) = &volume.installed else { return };
         let Some(dependency) = installed.dependencies.get(&id) else { return };
         let Some(decision) = dependency.decide() else { return };
-        // An attempt that fails for long, such as an edit that names nothing, must not let a lease die.
-        if volume.attempt.is_some() && decision.step != Step::Renew {
-            self.delay_dependency(key, id, now + BUSY);
-            return;
-        }
         let address = installed.spec.connection.address.clone();
         let session = installed.session;
-        let busy = volume.attempt.is_some();
+        let working = volume.attempt.as_ref().is_some_and(|attempt| !attempt.is_parked());
         if !self.sessions.contains_key(&session) {
             // Policy had refused it and allows it again, and the attempt that followed came to nothing.
             self.delay_dependency(key, id, now + 6 * BUSY);
@@ -137,8 +133,9 @@ impl Lifecycle {
                 .as_ref()
                 .is_some_and(|(_, term)| now >= replace_by(*term, dependency.overlap));
         match decision.step {
+            // An attempt that fails for long, such as an edit that names nothing, must not let a lease die.
             Step::Renew if !overdue => self.renew_lease(key, id, session, &address, now),
-            Step::Renew if busy => self.delay_dependency(key, id, now + BUSY),
+            _ if working => self.delay_dependency(key, id, now + BUSY),
             Step::Renew => self.replace(key, id, "renewing it kept failing", now),
             Step::Replace => self.replace(key, id, decision.why, now),
             Step::Check => self.check(key, id, Lane::Background, now),
@@ -252,6 +249,17 @@ impl Lifecycle {
             return;
         }
         let why = format!("{} ({why})", dependency.request.path);
+        let parked = self.parked_upkeep(key);
+        let joins = parked.is_some();
+        // It may be what the attempt waits for.
+        let waits = parked.is_some_and(|attempt| matches!(attempt.needs.get(&id), Some(Need::Wanted)));
+        if waits || (!joins && !self.make_room(key, true, now)) {
+            self.delay_dependency(key, id, now + BUSY);
+            return;
+        }
+        let Some(volume) = self.volumes.get(key) else { return };
+        let Some(installed) = &volume.installed else { return };
+        let Some(dependency) = installed.dependencies.get(&id) else { return };
         let left = dependency
             .lease
             .as_ref()
@@ -266,9 +274,12 @@ impl Lifecycle {
             self.hand_over_volume(key, &why, now);
             return;
         }
-        let (spec, digest) = (installed.spec.clone(), installed.digest);
-        self.start(key, Reason::Replace(why), spec, digest, Vec::new(), now);
-        self.set_need(key, id, Need::Wanted);
+        if joins {
+            self.add_need(key, id, Need::Wanted, now);
+            return;
+        }
+        let aim = Aim::keep(Reason::Replace(why), installed, Some(id));
+        self.start(key, aim, Vec::new(), now);
         self.advance(key, now);
     }
 
@@ -404,27 +415,31 @@ impl Lifecycle {
             self.delay_dependency(key, id, now + BUSY);
             return;
         }
-        let Some(volume) = self.volumes.get_mut(key) else { return };
-        let busy = volume.attempt.is_some();
-        let Some(installed) = &mut volume.installed else { return };
-        let (spec, digest) = (installed.spec.clone(), installed.digest);
-        let Some(dependency) = installed.dependencies.get_mut(&id) else { return };
+        let Some(dependency) = self.installed_dependency(key, id) else { return };
         dependency.backoff.reset();
         dependency.last_error = None;
         dependency.wait_until = None;
-        self.dirty_volumes.insert(key.clone());
-        if dependency.digest == fetched.digest && fetched.lease.is_none() {
+        if dependency.digest == fetched.digest && fetched.lease.is_none() && !dependency.stale {
             dependency.since = fetched.since;
             dependency.lifetime = fetched.lifetime;
             dependency.kv_version = fetched.kv_version;
-            return;
-        }
-        if busy {
-            dependency.wait_until = Some(now + BUSY);
+            self.dirty_volumes.insert(key.clone());
             return;
         }
         let request = dependency.request.clone();
-        self.start(key, Reason::Changed, spec, digest, Vec::new(), now);
+        self.dirty_volumes.insert(key.clone());
+        let joins = self.parked_upkeep(key).is_some();
+        if !joins && !self.make_room(key, false, now) {
+            self.delay_dependency(key, id, now + BUSY);
+            return;
+        }
+        let Some(installed) = self.volumes.get(key).and_then(|volume| volume.installed.as_ref()) else {
+            return;
+        };
+        if !joins {
+            let aim = Aim::keep(Reason::Changed, installed, Some(id));
+            self.start(key, aim, Vec::new(), now);
+        }
         let plan = self.volumes.get(key).and_then(|volume| {
             volume.attempt.as_ref().map(|attempt| PlanId {
                 key: key.clone(),
@@ -432,17 +447,16 @@ impl Lifecycle {
                 plan: attempt.plan,
             })
         });
-        if fetched.lease.is_some() {
-            self.set_need(key, id, Need::Wanted);
-        } else if let Some(plan) = plan {
-            let dependency = self.dependency(key, id, request, fetched.clone(), now);
-            self.set_need(key, id, Need::Got(Box::new(dependency)));
+        let mut need = Need::Wanted;
+        if let Some(plan) = plan.filter(|_| fetched.lease.is_none()) {
+            need = Need::Got(Box::new(self.dependency(key, id, request, fetched.clone(), now)));
             self.actions.push_back(Action::Supply(op, plan, id));
         }
+        self.add_need(key, id, need, now);
         self.advance(key, now);
     }
 
-    fn check_failed(
+    pub(super) fn check_failed(
         &mut self,
         key: &VolumeKey,
         id: DependencyId,

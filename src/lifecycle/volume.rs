@@ -51,8 +51,7 @@ pub struct Dependency {
     /// Times in a row that an older version was seen, and when first.
     #[serde(skip)]
     pub regressions: u32,
-    /// Whether the shell holds its value. Values whose request has side effects are held while the volume
-    /// lives; after a restart none is.
+    /// Whether the shell holds its value (`carry` says whose is); after a restart none is.
     #[serde(skip)]
     pub held: bool,
     /// Drawn at the grant.
@@ -74,6 +73,10 @@ pub struct Dependency {
     pub last_error: Option<String>,
     /// The server does not know it any more, or refuses it: replace, do not renew.
     pub lost: bool,
+    /// Whether a file that shows it was carried over although something else in it changed: once it can be
+    /// read again, that file is made anew.
+    #[serde(default)]
+    pub stale: bool,
     /// Whether its end was reported.
     #[serde(skip)]
     pub expiry_noted: bool,
@@ -211,6 +214,8 @@ pub enum Need {
     Got(Box<Dependency>),
     /// The installed one serves.
     Reuse,
+    /// Not asked for and not held: the files that show it are carried over.
+    Carried,
 }
 
 /// Where an attempt stands.
@@ -329,11 +334,51 @@ pub struct Volume {
     pub plans: u64,
 }
 
+impl Attempt {
+    /// Whether it only waits for another try, and nobody for it.
+    pub const fn is_parked(&self) -> bool {
+        self.calls.is_empty() && matches!(self.phase, Phase::Waiting(Some(_)))
+    }
+
+    /// Whether it keeps the installed plan true, rather than bringing another one or another session.
+    pub const fn is_upkeep(&self) -> bool {
+        matches!(self.reason, Reason::Changed | Reason::Replace(_))
+    }
+
+    /// Whether it holds a lease of its own, which is given back when it is given up.
+    pub fn has_minted(&self) -> bool {
+        self.needs.values().any(|need| matches!(need, Need::Got(known) if known.lease.is_some()))
+    }
+}
+
 impl Volume {
     /// As an audit line names it.
     pub fn served(&self) -> Served {
         let PodIdentity { namespace, name, uid, .. } = &self.pod;
         Served { pod: format!("{namespace}/{name}"), uid: uid.clone(), class: self.class.clone() }
+    }
+
+    /// What an attempt that keeps the installed plan true takes in place of an answer that it cannot have: the
+    /// one held, or the files on disk. `None` where the attempt cannot do without it.
+    pub(super) fn without(&self, id: DependencyId) -> Option<Need> {
+        let (installed, attempt) = (self.installed.as_ref()?, self.attempt.as_ref()?);
+        let known = installed.dependencies.get(&id)?;
+        let keeps_plan = attempt.is_upkeep() || matches!(attempt.reason, Reason::HandOver(_));
+        let dies = known.lease.is_some() && installed.session != attempt.session;
+        if !keeps_plan || dies {
+            return None;
+        }
+        if known.held {
+            return Some(Need::Reuse);
+        }
+        let is_replaced = |other: &DependencyId| {
+            let leased = installed.dependencies.get(other).is_some_and(|known| known.lease.is_some());
+            let stays = matches!(attempt.needs.get(other), Some(Need::Reuse | Need::Carried));
+            *other != id && leased && !stays
+        };
+        let stays =
+            self.mode == Mode::ProviderWritten && super::carry::can_stay(&attempt.spec, id, is_replaced);
+        stays.then_some(Need::Carried)
     }
 
     /// Whether a Mount was answered for it.

@@ -34,9 +34,11 @@ use crate::projection::{
     Payload,
     target::{MountIdentity, OpenTarget, TargetError},
 };
+pub use carry::carry_over;
 use layout::Layout;
 use version::DATA;
 
+mod carry;
 mod layout;
 mod sweep;
 mod version;
@@ -149,6 +151,16 @@ pub enum WriteError {
         path: PathBuf,
         /// The version that we wrote last.
         expected: String,
+    },
+    /// A file that is carried over is not as we wrote it: a container that may write has changed it.
+    #[error("{name:?} in {path} is not the file that was written there: {what}; it is read and written anew")]
+    Tampered {
+        /// The target.
+        path: PathBuf,
+        /// The file.
+        name: String,
+        /// What is wrong with it.
+        what: &'static str,
     },
     /// The tmpfs is full; the old version stays.
     #[error("{path} is full: {needed} bytes do not fit; the old version stays")]

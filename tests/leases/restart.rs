@@ -58,8 +58,8 @@ async fn restart_keeps_everything() {
     case.until("the leased session is gone", SOON, async || case.roles().is_empty().then_some(())).await;
 }
 
-/// The value of the database credential died with the process, and KV changed: it is made anew, once, and
-/// the old one goes after the overlap, whatever the pod's policy allows.
+/// A template needs the database credential, whose value died with the process, and KV changed: it is made
+/// anew, once, and the old one goes after the overlap, whatever the pod's policy allows.
 #[tokio::test]
 async fn restart_then_kv_change_mints_exactly_one() {
     let denied = change_after_restart(Setup::new("kvdenied"));
@@ -71,7 +71,12 @@ async fn change_after_restart(setup: Setup) {
     let mut case = setup.start().await;
     case.put("note", "one").await;
     let volume = case.volume();
-    case.mounted(&volume, &(case.database() + &case.kv("note"))).await;
+    let joined = format!(
+        "- objectName: joined\n  overlap: 2s\n  template: '{{{{ with secret \"database/creds/{name}\" }}}}\
+         {{{{ .Data.username }}}}{{{{ end }}}} {{{{ with secret \"secret/data/{name}/note\" }}}}\
+         {{{{ .Data.data.value }}}}{{{{ end }}}}'\n"
+    );
+    case.mounted(&volume, &(case.database() + &case.kv("note") + &joined)).await;
     let first = case.credential(&volume);
     case.leasehold.crash();
     case.leasehold.restart().await;
@@ -99,8 +104,41 @@ async fn change_after_restart(setup: Setup) {
     case.until("the next change", SOON, async || (case.files(&volume, ["note"]) == ["three"]).then_some(()))
         .await;
     assert_eq!(case.credential(&volume), second, "{name}");
+    let [joined] = case.files(&volume, ["joined"]);
+    assert_eq!(joined, format!("{} three", second.username), "{name}");
     case.unmount(&volume);
     case.nothing_left(SOON).await;
+}
+
+/// Where the credential has files of its own, they are carried over: its value is not needed, nor is a value
+/// that is gone, and neither stops what did change.
+#[tokio::test]
+async fn files_that_did_not_change_are_carried_over() {
+    let mut case = Setup::new("carried").database("20s", "40s").start().await;
+    for file in ["note", "gone"] {
+        case.put(file, "one").await;
+    }
+    let volume = case.volume();
+    let objects = case.database() + &case.kv("note") + &case.kv("gone");
+    case.mounted(&volume, &objects).await;
+    let first = case.credential(&volume);
+    case.leasehold.crash();
+    case.leasehold.restart().await;
+    case.admin.delete(&format!("secret/metadata/{}/gone", case.name)).await;
+    case.proxy.forget();
+    case.put("note", "two").await;
+    case.until("the change is delivered", SOON, async || {
+        (case.files(&volume, ["note", "gone"]) == ["two", "one"]).then_some(())
+    })
+    .await;
+    assert_eq!((case.credential(&volume), case.mints()), (first.clone(), 0), "{}", case.leasehold.log());
+    let replaced = case.until("the credential is replaced", 3 * SOON, async || {
+        Some(case.credential(&volume)).filter(|credential| *credential != first)
+    });
+    let second = replaced.await;
+    case.login(&second).await.unwrap();
+    assert_eq!(case.files(&volume, ["note", "gone"]), ["two", "one"]);
+    case.unmount(&volume);
 }
 
 /// Records that are torn, damaged or of another version cost what they describe, never the process or the

@@ -445,7 +445,7 @@ fn visible(world: &World) -> Option<String> {
         let Some(disk) = world.node.disks.get(&pod.key) else { continue };
         let volume = world.node.core.volumes.get(&pod.key);
         let Some(installed) = volume.and_then(|volume| volume.installed.as_ref()) else { continue };
-        for (id, value) in disk.content.iter().flatten() {
+        for ((_, id), value) in disk.content.iter().flatten() {
             let Content::Lease(lease) = value.content else { continue };
             let Some((at, Cause::Ended)) = world.server.lease_death(lease, now) else { continue };
             let flagged = installed.dependencies.get(id).is_some_and(|dependency| dependency.expiry_noted);
@@ -533,36 +533,43 @@ pub(crate) fn converged(world: &World) -> Result<(), String> {
         let wanted: BTreeSet<_> = pod.spec.requests().into_keys().collect();
         let content = world.node.disks.get(&pod.key).and_then(|disk| disk.content.as_ref());
         let Some(content) = content else { return Err(format!("I10: pod {index} has no files")) };
-        if content.keys().copied().collect::<BTreeSet<_>>() != wanted {
+        if content.keys().map(|(_, id)| *id).collect::<BTreeSet<_>>() != wanted {
             return Err(format!("I10: the edit of pod {index} was not followed"));
         }
         for (id, request) in pod.spec.requests() {
             let Some(endpoint) = world.server.endpoints.get(request.path.as_str()) else { continue };
             let stale = |what: &str| Err(format!("I10: {what} at {} of pod {index}", request.path));
-            match (&content[&id].content, &endpoint.engine) {
-                (Content::Kv { version, generation }, super::server::Engine::Kv { writes, .. }) => {
-                    let settled =
-                        writes.iter().filter(|at| **at + Duration::from_secs(400) < now).count() as u64;
-                    if *generation != world.server.generation || *version < settled {
-                        return stale("an old version");
+            for value in
+                content.iter().filter(|((_, shown), _)| *shown == id).map(|(_, value)| &value.content)
+            {
+                match (value, &endpoint.engine) {
+                    (Content::Kv { version, generation }, super::server::Engine::Kv { writes, .. }) => {
+                        let settled =
+                            writes.iter().filter(|at| **at + Duration::from_secs(400) < now).count() as u64;
+                        if *generation != world.server.generation || *version < settled {
+                            return stale("an old version");
+                        }
                     }
-                }
-                (Content::Lease(lease), _) => {
-                    if let Some(death) = world.server.lease_death(*lease, now) {
-                        return stale(&format!("lease {lease}, dead {death:?},"));
+                    (Content::Lease(lease), _) => {
+                        if let Some(death) = world.server.lease_death(*lease, now) {
+                            return stale(&format!("lease {lease}, dead {death:?},"));
+                        }
                     }
-                }
-                (Content::Certificate { ends, .. }, _) if *ends <= now => return stale("a dead certificate"),
-                (
-                    Content::Password(password),
-                    super::server::Engine::Static { password: now_is, rotated, period },
-                ) => {
-                    let elapsed = now.since(*rotated).as_millis() / period.as_millis();
-                    if elapsed == 0 && now.since(*rotated) > Duration::from_secs(60) && password != now_is {
-                        return stale("an old password");
+                    (Content::Certificate { ends, .. }, _) if *ends <= now => {
+                        return stale("a dead certificate");
                     }
+                    (
+                        Content::Password(password),
+                        super::server::Engine::Static { password: now_is, rotated, period },
+                    ) => {
+                        let elapsed = now.since(*rotated).as_millis() / period.as_millis();
+                        if elapsed == 0 && now.since(*rotated) > Duration::from_secs(60) && password != now_is
+                        {
+                            return stale("an old password");
+                        }
+                    }
+                    _ => {}
                 }
-                _ => {}
             }
         }
     }

@@ -13,11 +13,14 @@ use crate::{
         session::{Session, SessionId},
         volume::{Mode, Volume},
     },
-    spec::{DependencyId, VolumeSpec},
+    spec::{DependencyId, Object, VolumeSpec},
     volume::{MountFailure, VolumeKey},
 };
 
-pub(crate) type Values = BTreeMap<DependencyId, Value>;
+type Answers = BTreeMap<DependencyId, Value>;
+
+/// What files show: by the object and the answer.
+pub(crate) type Values = BTreeMap<(String, DependencyId), Value>;
 
 /// A mounted tmpfs, or what the driver wrote.
 #[derive(Clone, Debug, Default)]
@@ -32,7 +35,7 @@ pub(crate) struct Disk {
 
 #[derive(Debug, Default)]
 struct Plan {
-    values: Values,
+    values: Answers,
     rendered: Option<Values>,
 }
 
@@ -60,7 +63,7 @@ pub(crate) struct Node {
     pub(crate) sessions: BTreeMap<SessionId, u64>,
     pub(crate) tokens: BTreeMap<VolumeKey, AccountToken>,
     identities: BTreeMap<VolumeKey, u64>,
-    values: BTreeMap<VolumeKey, Values>,
+    values: BTreeMap<VolumeKey, Answers>,
     plans: BTreeMap<PlanId, Plan>,
     answer: Option<(OpId, Value)>,
     /// Callers still there.
@@ -326,7 +329,8 @@ impl Node {
                 let result = self.render(&plan, &spec);
                 self.feed(Event::Rendered(plan, result), now);
             }
-            Action::Swap { plan, callers, .. } => {
+            Action::Swap { plan, callers, carried, .. } => {
+                self.carry(&plan, &carried);
                 let outcome = self.swap(&plan, &callers);
                 self.feed(Event::Swapped(plan, outcome), now);
             }
@@ -420,17 +424,28 @@ impl Node {
                 Some(format!("{}: value {missing:?} of a plan is not held at its render", plan.key));
             return Err("a value is missing".into());
         }
-        values.retain(|id, _| ids.contains(id));
-        let versions = spec
-            .objects
-            .iter()
-            .map(|object| {
-                let id = object.requests().next().expect("the model has no templates").id();
-                (object.name().to_owned(), format!("{:?}", values[&id].content))
-            })
-            .collect();
-        self.plans.entry(plan.clone()).or_default().rendered = Some(values);
+        let mut content = Values::new();
+        let mut versions = Vec::new();
+        for object in &spec.objects {
+            let name = object.name().to_owned();
+            let shown: Vec<_> = object.requests().map(|request| request.id()).collect();
+            let text: Vec<String> = shown.iter().map(|id| format!("{:?}", values[id].content)).collect();
+            content.extend(shown.into_iter().map(|id| ((name.clone(), id), values[&id].clone())));
+            versions.push((name, text.join(" ")));
+        }
+        self.plans.entry(plan.clone()).or_default().rendered = Some(content);
         Ok(versions)
+    }
+
+    /// What is not rendered is taken from the disk.
+    fn carry(&mut self, plan: &PlanId, carried: &[Object]) {
+        let disk = self.disks.get(&plan.key).and_then(|disk| disk.content.as_ref());
+        let Some(rendered) = self.plans.get_mut(plan).and_then(|held| held.rendered.as_mut()) else { return };
+        for ((name, id), value) in disk.into_iter().flatten() {
+            if carried.iter().any(|object| object.name() == name) {
+                rendered.insert((name.clone(), *id), value.clone());
+            }
+        }
     }
 
     fn swap(&mut self, plan: &PlanId, callers: &[CallId]) -> SwapOutcome {

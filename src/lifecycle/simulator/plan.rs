@@ -139,6 +139,13 @@ pub(crate) fn paths(below: &mut impl FnMut(u64) -> u64, account: usize) -> Vec<S
     }
     paths.sort();
     paths.dedup();
+    if paths.len() > 1 && below(3) == 0 {
+        let joined = format!("{}+{}", paths[0], paths[1]);
+        if below(2) == 0 {
+            paths.remove(0);
+        }
+        paths.push(joined);
+    }
     paths
 }
 

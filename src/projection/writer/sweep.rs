@@ -185,7 +185,7 @@ pub(super) fn is_empty(root: &OwnedFd) -> Result<bool, EntryError> {
     list(root).map(|entries| entries.is_empty()).map_err(on("list", "."))
 }
 
-fn list(folder: impl AsFd) -> rustix::io::Result<Vec<(CString, FileType)>> {
+pub(super) fn list(folder: impl AsFd) -> rustix::io::Result<Vec<(CString, FileType)>> {
     let mut entries = Vec::new();
     for entry in Dir::read_from(folder)?.take(WORK_LIMIT) {
         let entry = entry?;

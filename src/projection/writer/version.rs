@@ -45,7 +45,12 @@ const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_XDEV);
 
 /// Opens `path` beneath `folder`.
-fn open_beneath(folder: impl AsFd, path: impl Arg, flags: OFlags, mode: u32) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_beneath(
+    folder: impl AsFd,
+    path: impl Arg,
+    flags: OFlags,
+    mode: u32,
+) -> rustix::io::Result<OwnedFd> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat2(folder, path, flags, Mode::from_raw_mode(mode), BENEATH)
 }

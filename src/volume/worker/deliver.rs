@@ -22,7 +22,7 @@ use crate::{
         writer::{self, RootMtime, WriteError, WriteRequest},
     },
     render::{Rendered, render},
-    spec::VolumeSpec,
+    spec::{Object, VolumeSpec},
     volume::{Change, DriverFile, MountAnswer, MountFailure, VolumeKey},
 };
 
@@ -65,6 +65,28 @@ impl<B: SecretBackend> Worker<B> {
         self.feed(Event::Rendered(plan, result));
     }
 
+    /// Adds the files of objects that were not rendered to those that were.
+    pub(super) fn carry(
+        &mut self,
+        plan: &PlanId,
+        previous: Option<&str>,
+        carried: &[Object],
+    ) -> Result<(), SwapOutcome> {
+        if carried.is_empty() {
+            return Ok(());
+        }
+        let Some(identity) = self.identities.get(&plan.key) else { return Err(SwapOutcome::Gone) };
+        let Some(previous) = previous else {
+            return Err(SwapOutcome::Failed(
+                "no version is on disk that files could be carried over from".into(),
+            ));
+        };
+        let Some(payload) = self.holdings.plans.get_mut(plan).and_then(|held| held.rendered.as_mut()) else {
+            return Err(SwapOutcome::Failed("what was rendered is not held any more".into()));
+        };
+        writer::carry_over(plan.key.path(), identity, previous, carried, payload).map_err(not_written)
+    }
+
     pub(super) fn swap(
         &mut self,
         plan: &PlanId,
@@ -97,11 +119,7 @@ impl<B: SecretBackend> Worker<B> {
                 }
                 SwapOutcome::Done { version_dir: swap.version_dir, changed: swap.changed }
             }
-            Err(WriteError::BeingUnpublished { .. }) => SwapOutcome::Unpublishing,
-            Err(WriteError::Target(
-                target::TargetError::NotMounted { .. } | target::TargetError::Changed { .. },
-            )) => SwapOutcome::Gone,
-            Err(error) => SwapOutcome::Failed(crate::telemetry::chain(&error).to_string()),
+            Err(error) => not_written(error),
         }
     }
 
@@ -145,6 +163,16 @@ impl<B: SecretBackend> Worker<B> {
         if let Some(plan) = report {
             self.feed(Event::Answered(plan, delivered));
         }
+    }
+}
+
+fn not_written(error: WriteError) -> SwapOutcome {
+    match error {
+        WriteError::BeingUnpublished { .. } => SwapOutcome::Unpublishing,
+        WriteError::Target(target::TargetError::NotMounted { .. } | target::TargetError::Changed { .. }) => {
+            SwapOutcome::Gone
+        }
+        error => SwapOutcome::Failed(crate::telemetry::chain(&error).to_string()),
     }
 }
 
