@@ -16,9 +16,10 @@ use std::{
     time::Duration,
 };
 
-use backoff::{Backoff, Jitter, Pace};
+use backoff::Jitter;
 pub use message::{Action, Event};
 use message::{Lane, Note, OpId, PlanId, Request};
+use server::Server;
 use session::{Identity, Session, SessionId};
 use volume::Volume;
 
@@ -35,6 +36,7 @@ mod carry;
 pub mod message;
 mod mounting;
 pub mod renewal;
+mod server;
 pub mod session;
 mod sessions;
 #[cfg(test)]
@@ -61,8 +63,6 @@ const LONG_TTL: Duration = Duration::from_secs(24 * 3600);
 const LEFTOVER_LIFE: Duration = Duration::from_secs(600);
 /// So many of them are, whatever they live.
 const LEFTOVER_COUNT: usize = 3;
-/// After an outage upkeep comes back over so long.
-const SPREAD: Duration = Duration::from_secs(20);
 /// Facts about paths remembered; beyond, they are learnt again.
 const FACTS: usize = 10_000;
 
@@ -97,20 +97,6 @@ struct Facts {
     /// Identities whose policy has no sys/leases/revoke.
     revoke_denied: BTreeSet<Identity>,
 }
-
-/// A server as its answers show it.
-#[derive(Debug, Default)]
-struct Server {
-    backoff: Backoff,
-    /// Upkeep waits until then.
-    closed_until: Option<BootTime>,
-    /// The one request that may find out meanwhile.
-    probe: Option<OpId>,
-}
-
-/// Failures in a row, of any request, after which a server counts as out: one broken path alone, beside
-/// others that work, never does.
-const OUT_AFTER: u32 = 3;
 
 /// Every volume and session of a node.
 #[derive(Debug)]
@@ -166,7 +152,8 @@ impl Lifecycle {
             Event::LoggedIn(op, result) => self.logged_in(op, result, now),
             Event::Fetched(op, result) => match self.ops.remove(&op) {
                 Some(Op::Need(plan, dependency, session)) => {
-                    self.observe(session, op, result.as_ref().err(), now);
+                    let sent = result.as_ref().map(|fetched| Some(fetched.since));
+                    self.observe(session, op, sent, now);
                     self.need_answered(op, plan, dependency, session, result, now);
                 }
                 Some(Op::Check(key, serial, dependency, session)) => {
@@ -176,7 +163,8 @@ impl Lifecycle {
             },
             Event::Renewed(op, result) => match self.ops.remove(&op) {
                 Some(Op::RenewSession(session)) => {
-                    self.observe(session, op, result.as_ref().err(), now);
+                    let sent = result.as_ref().map(|renewed| Some(renewed.since));
+                    self.observe(session, op, sent, now);
                     self.session_renewed(session, result, now);
                 }
                 Some(Op::RenewLease(key, serial, dependency, lease)) => {
@@ -186,11 +174,11 @@ impl Lifecycle {
             },
             Event::Revoked(op, result) => match self.ops.remove(&op) {
                 Some(Op::RevokeSession(session)) => {
-                    self.observe(session, op, result.as_ref().err(), now);
+                    self.observe(session, op, result.as_ref().map(|()| None), now);
                     self.session_revoked(session, result, now);
                 }
                 Some(Op::RevokeLease(session, lease, ends)) => {
-                    self.observe(session, op, result.as_ref().err(), now);
+                    self.observe(session, op, result.as_ref().map(|()| None), now);
                     self.lease_revoked(session, lease, ends, result, now);
                 }
                 _ => {}
@@ -355,63 +343,6 @@ impl Lifecycle {
             }
             None => {
                 self.timers.remove(&timer);
-            }
-        }
-    }
-
-    /// Whether upkeep may ask this server now; if not, when to look again. Foreground requests are not asked:
-    /// they carry their own patience. `ends`: when what is asked for would die.
-    fn admit(&mut self, address: &str, ends: Option<BootTime>, now: BootTime) -> Result<(), BootTime> {
-        let Some(server) = self.servers.get(address) else { return Ok(()) };
-        let Some(until) = server.closed_until else { return Ok(()) };
-        let probing = server.probe.is_some_and(|op| self.ops.contains_key(&op));
-        if now >= until && !probing {
-            return Ok(());
-        }
-        let from = until.max(now);
-        // Those who wait come back spread out, not together; what dies soon does not wait for its turn.
-        let spread = ends.map_or(SPREAD, |ends| (from.until(ends) / 3).clamp(SPREAD / 20, SPREAD));
-        Err(from + self.jitter.between(spread / 20, spread))
-    }
-
-    /// Makes `op` the one request that may find out whether the server is back.
-    fn probe(&mut self, address: &str, op: OpId) {
-        if let Some(server) = self.servers.get_mut(address)
-            && server.closed_until.is_some()
-        {
-            server.probe = Some(op);
-        }
-    }
-
-    /// Learns from the end of any request how the server is.
-    fn observe(&mut self, session: SessionId, op: OpId, error: Option<&BackendError>, now: BootTime) {
-        if let Some(session) = self.sessions.get(&session) {
-            let address = session.identity.connection.address.clone();
-            self.observe_server(address, op, error, now);
-        }
-    }
-
-    fn observe_server(&mut self, address: String, op: OpId, error: Option<&BackendError>, now: BootTime) {
-        let down = error.filter(|error| {
-            matches!(error.class, FailureClass::Transient | FailureClass::Throttled | FailureClass::Sealed)
-        });
-        match down {
-            None => {
-                self.servers.remove(&address);
-            }
-            Some(error) => {
-                let server = self.servers.entry(address).or_default();
-                if server.probe == Some(op) {
-                    server.probe = None;
-                }
-                // Requests that were in flight together fail together: they count once.
-                if server.closed_until.is_some_and(|until| now < until) {
-                    return;
-                }
-                let wait = server.backoff.next(Pace::OUTAGE, error.retry_after, &mut self.jitter);
-                if server.backoff.failures() >= OUT_AFTER || error.class == FailureClass::Sealed {
-                    server.closed_until = Some(now + wait);
-                }
             }
         }
     }

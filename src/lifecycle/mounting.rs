@@ -541,7 +541,7 @@ impl Lifecycle {
                     let request = Request::Fetch { session, request: Arc::clone(request) };
                     let op = self.perform(Op::Need(plan.clone(), id, session), lane, request);
                     if lane == Lane::Background {
-                        self.probe(&address, op);
+                        self.sent(&address, op, now);
                     }
                     if let Some(attempt) =
                         self.volumes.get_mut(key).and_then(|volume| volume.attempt.as_mut())
@@ -779,10 +779,11 @@ impl Lifecycle {
         let failing =
             attempt.needs.iter().filter(|(other, need)| **other != id && matches!(need, Need::Wanted));
         let failing: Vec<DependencyId> = failing.map(|(other, _)| *other).collect();
-        attempt.needs.insert(id, need);
+        let former = attempt.needs.insert(id, need);
         let Phase::Waiting(Some(until)) = attempt.phase else { return };
         let backoff = attempt.backoff;
-        let mut waits = false;
+        // Where nothing is missing it was rendering or writing that failed, and has its own time.
+        let mut waits = failing.is_empty() && !matches!(former, Some(Need::Wanted));
         for other in failing {
             let without = volume.without(other);
             waits |= without.is_none();

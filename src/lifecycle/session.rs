@@ -137,6 +137,11 @@ impl Session {
         self.state == SessionState::Live
     }
 
+    /// Whether anything but its own renewal may be asked in it: by the clock it lives.
+    pub fn can_ask(&self, now: BootTime) -> bool {
+        self.is_live() && !self.lost && self.ends().is_none_or(|ends| now < ends)
+    }
+
     /// When it ends, and every lease made in it; `None` before the login, and for one that lives for ever.
     pub fn ends(&self) -> Option<BootTime> {
         self.term.filter(|term| !term.ttl.is_zero()).map(Term::ends)

@@ -8,6 +8,7 @@ use super::{
     message::{Action, Lane, Note, OpId, Request, TokenTimes},
     mounting::Aim,
     renewal::{Step, Term, decide, replace_by},
+    server::Server,
     session::{Owed, Session, SessionId, SessionState},
     volume::Reason,
 };
@@ -52,7 +53,7 @@ impl Lifecycle {
         let op =
             self.perform(Op::Login(id), lane, Request::Login { session: id, connection, login, token_of });
         if lane == Lane::Background {
-            self.probe(&address, op);
+            self.sent(&address, op, now);
         }
         if let Some(record) = self.sessions.get_mut(&id) {
             record.state = SessionState::New(Some(op));
@@ -99,7 +100,8 @@ impl Lifecycle {
         now: BootTime,
     ) {
         let Some(Op::Login(id)) = self.ops.remove(&op) else { return };
-        self.observe(id, op, result.as_ref().err(), now);
+        let sent = result.as_ref().map(|(_, since)| Some(*since));
+        self.observe(id, op, sent, now);
         let jitter = u32::try_from(self.jitter.next_u64() % 1001).unwrap_or(0);
         let Some(record) = self.sessions.get_mut(&id) else { return };
         self.dirty_sessions.insert(id);
@@ -579,7 +581,7 @@ impl Lifecycle {
                                 Lane::Background,
                                 Request::RevokeSession(id),
                             );
-                            self.probe(&address, op);
+                            self.sent(&address, op, now);
                             if let Some(record) = self.sessions.get_mut(&id) {
                                 record.op = Some(op);
                             }
@@ -620,7 +622,7 @@ impl Lifecycle {
             Step::Renew => match self.admit(address, ends, now) {
                 Ok(()) => {
                     let op = self.perform(Op::RenewSession(id), Lane::Background, Request::RenewSession(id));
-                    self.probe(address, op);
+                    self.sent(address, op, now);
                     if let Some(record) = self.sessions.get_mut(&id) {
                         record.op = Some(op);
                     }
@@ -644,7 +646,7 @@ impl Lifecycle {
             let step = self.admit(address, None, now).map(|()| {
                 let request = Request::RevokeLease(id, lease.clone());
                 let op = self.perform(Op::RevokeLease(id, lease.clone(), ends), Lane::Background, request);
-                self.probe(address, op);
+                self.sent(address, op, now);
                 op
             });
             let record = self.sessions.get_mut(&id);
@@ -713,16 +715,18 @@ impl Lifecycle {
         }
         // Renewals that fail one by one must not carry the session over its end. While the whole server is
         // out, a renewal finds its return as well as a login would, and costs nothing.
-        let out = self
-            .servers
-            .get(&record.identity.connection.address)
-            .is_some_and(|server| server.closed_until.is_some());
+        let server = self.servers.get(&record.identity.connection.address);
+        let out = server.is_some_and(Server::is_out);
         if decision.step == Step::Renew
             && record.backoff.failures() > 0
             && !out
             && now >= replace_by(term, DEFAULT_OVERLAP)
         {
             return Some((Step::Replace, "renewing it kept failing"));
+        }
+        // A fleet that comes back does not ask 5,000 times after what ended in the outage.
+        if server.is_some() && term.ends() <= now {
+            return Some((Step::Replace, "it ended while the server did not answer"));
         }
         Some((decision.step, decision.why))
     }

@@ -1,6 +1,6 @@
 //! Timers of what is installed: renew, check, replace.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     Lifecycle, Op, SILENCE, TimerKey,
@@ -8,7 +8,7 @@ use super::{
     message::{Action, Fetched, Lane, Note, OpId, PlanId, Request},
     mounting::Aim,
     renewal::{Decision, Step, replace_by},
-    session::{SessionId, SessionState},
+    session::{Session, SessionId},
     volume::{Mode, Need, Phase, Reason, Volume},
 };
 use crate::{
@@ -127,7 +127,7 @@ impl Lifecycle {
         }
         let overdue = decision.step == Step::Renew
             && dependency.backoff.failures() > 0
-            && self.servers.get(&address).is_none_or(|server| server.closed_until.is_none())
+            && self.servers.get(&address).is_none_or(|server| !server.is_out())
             && dependency
                 .lease
                 .as_ref()
@@ -150,7 +150,7 @@ impl Lifecycle {
         address: &str,
         now: BootTime,
     ) {
-        if !self.sessions.get(&session).is_some_and(|record| record.is_live() && !record.lost) {
+        if !self.sessions.get(&session).is_some_and(|record| record.can_ask(now)) {
             self.delay_dependency(key, id, now + BUSY);
             return;
         }
@@ -168,7 +168,7 @@ impl Lifecycle {
         }
         let request = Request::RenewLease(session, lease.clone());
         let op = self.perform(Op::RenewLease(key.clone(), serial, id, lease), Lane::Background, request);
-        self.probe(address, op);
+        self.sent(address, op, now);
         if let Some(dependency) = self.installed_dependency(key, id) {
             dependency.op = Some(op);
         }
@@ -187,7 +187,8 @@ impl Lifecycle {
         let Some(volume) = self.volumes.get(&key).filter(|volume| volume.serial == serial) else { return };
         let Some(installed) = &volume.installed else { return };
         let address = installed.spec.connection.address.clone();
-        self.observe_server(address, op, result.as_ref().err(), now);
+        let sent = result.as_ref().map(|renewed| Some(renewed.since));
+        self.observe_server(&address, op, sent, now);
         let mut jitter_source = self.jitter.clone();
         let Some(dependency) = self.installed_dependency(&key, id) else { return };
         if dependency.op != Some(op) || dependency.lease.as_ref().is_none_or(|(known, _)| known != lease) {
@@ -251,8 +252,10 @@ impl Lifecycle {
         let why = format!("{} ({why})", dependency.request.path);
         let parked = self.parked_upkeep(key);
         let joins = parked.is_some();
-        // It may be what the attempt waits for.
-        let waits = parked.is_some_and(|attempt| matches!(attempt.needs.get(&id), Some(Need::Wanted)));
+        // The attempt may be about it.
+        let waits = parked.is_some_and(|attempt| {
+            !matches!(attempt.needs.get(&id), Some(Need::Reuse | Need::Carried) | None)
+        });
         if waits || (!joins && !self.make_room(key, true, now)) {
             self.delay_dependency(key, id, now + BUSY);
             return;
@@ -299,7 +302,7 @@ impl Lifecycle {
             self.delay_dependency(key, id, now + Duration::from_secs(3600));
             return;
         }
-        if record.state != SessionState::Live || record.lost {
+        if !record.can_ask(now) {
             self.delay_dependency(key, id, now + BUSY);
             return;
         }
@@ -328,25 +331,27 @@ impl Lifecycle {
             Request::Fetch { session, request },
         );
         if lane == Lane::Background {
-            self.probe(&address, op);
+            self.sent(&address, op, now);
         }
         if let Some(dependency) = self.installed_dependency(key, id) {
             dependency.op = Some(op);
         }
     }
 
-    /// Live volumes, `key` among them, whose value for `id` the same identity may read: one answer is
-    /// everybody's.
+    /// Live volumes, `key` among them, whose value for `id` the same identity may read, in whichever session:
+    /// one answer is everybody's, where the auth method vouches for the ServiceAccount.
     fn peers(&self, key: &VolumeKey, id: DependencyId) -> Vec<VolumeKey> {
         let record = self
             .volumes
             .get(key)
             .and_then(|volume| volume.installed.as_ref())
             .and_then(|installed| self.sessions.get(&installed.session));
-        let Some(record) = record.filter(|record| record.shared) else { return vec![key.clone()] };
-        record
-            .users
-            .iter()
+        let shareable = |record: &Session| record.terms.is_some_and(|terms| terms.shareable);
+        let Some(record) = record.filter(|record| shareable(record)) else { return vec![key.clone()] };
+        self.sessions
+            .values()
+            .filter(|other| shareable(other) && other.identity == record.identity)
+            .flat_map(|other| &other.users)
             .filter(|peer| {
                 self.volumes.get(*peer).is_some_and(|volume| {
                     kept_true(volume)
@@ -357,6 +362,8 @@ impl Lifecycle {
                 })
             })
             .cloned()
+            .collect::<BTreeSet<VolumeKey>>()
+            .into_iter()
             .collect()
     }
 
@@ -369,7 +376,8 @@ impl Lifecycle {
         result: Result<Fetched, BackendError>,
         now: BootTime,
     ) {
-        self.observe(session, op, result.as_ref().err(), now);
+        let sent = result.as_ref().map(|fetched| Some(fetched.since));
+        self.observe(session, op, sent, now);
         if self.volumes.get(&key).is_none_or(|volume| volume.serial != serial) {
             return;
         }
@@ -401,7 +409,10 @@ impl Lifecycle {
                 } else if error.class == FailureClass::Denied {
                     self.refused_read(session, now);
                 }
-                for peer in peers {
+                // What the session did wrong another one of the identity may not.
+                let users =
+                    self.sessions.get(&session).map(|record| record.users.clone()).unwrap_or_default();
+                for peer in peers.into_iter().filter(|peer| *peer == key || users.contains(peer)) {
                     self.check_failed(&peer, id, &error, peer == key, now);
                     self.retime_volume(&peer, now);
                 }

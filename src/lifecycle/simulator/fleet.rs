@@ -7,7 +7,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt::Write as _,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -25,7 +28,7 @@ use crate::{
         backoff::Jitter,
         message::{CallId, Lane, Mount, OpId},
         session::SessionId,
-        volume::Mode,
+        volume::{Mode, Volume},
     },
     spec::{PodIdentity, ProviderName, VolumeSpec},
     volume::VolumeKey,
@@ -40,6 +43,12 @@ const IN_FLIGHT: usize = 64;
 const BACKGROUND_IN_FLIGHT: usize = 16;
 /// The kubelet's tokens live an hour and are renewed at four fifths of it.
 const TOKEN_LIFE: Duration = HOUR;
+/// Pods of each node that start while the fleet recovers.
+const ARRIVALS: usize = 2;
+/// They come within the time that the recovery takes at the least.
+const ARRIVING: Duration = Duration::from_secs(600);
+/// Nodes that are simulated together, with their share of the server: as many as a core's memory holds.
+const PART: usize = 250;
 
 /// A fleet's size and day.
 #[derive(Clone, Copy, Debug)]
@@ -60,12 +69,15 @@ pub(crate) struct Shape {
 pub(crate) struct Load {
     pub(crate) steady: Counts,
     pub(crate) steady_seconds: f64,
-    pub(crate) steady_peak: f64,
+    pub(crate) steady_load: BTreeMap<u64, f64>,
     pub(crate) outage_rate: f64,
     pub(crate) recovery: Counts,
     pub(crate) recovered: Counts,
     pub(crate) recovery_seconds: f64,
-    pub(crate) recovery_peak: f64,
+    /// Units offered in each second since the server came back.
+    pub(crate) recovery_load: BTreeMap<u64, f64>,
+    /// How long pods that started meanwhile waited, in seconds.
+    pub(crate) waits: Vec<f64>,
     pub(crate) converged: bool,
     pub(crate) tokens: usize,
     pub(crate) leases: usize,
@@ -103,6 +115,9 @@ struct Fleet {
     served: Counts,
     /// Units by second since the last reset.
     seconds: BTreeMap<u64, f64>,
+    /// Mounts that were not answered yet, and since when they wait.
+    starting: BTreeMap<(usize, usize), (Option<CallId>, BootTime)>,
+    waits: Vec<f64>,
 }
 
 /// Simulates a part of a fleet.
@@ -114,7 +129,7 @@ pub(crate) fn simulate(shape: Shape) -> Load {
     fleet.run(at(2 * HOUR + shape.steady));
     load.steady = fleet.offered.clone();
     load.steady_seconds = shape.steady.as_secs_f64();
-    load.steady_peak = fleet.peak();
+    load.steady_load = std::mem::take(&mut fleet.seconds);
     load.tokens = fleet.server.live_tokens(fleet.now).count();
     load.leases = fleet.server.live_leases(fleet.now).count();
 
@@ -132,6 +147,12 @@ pub(crate) fn simulate(shape: Shape) -> Load {
 
     fleet.server.weather.down = false;
     fleet.reset();
+    for site in 0..shape.nodes {
+        for arrival in 0..ARRIVALS {
+            let start = fleet.random.between(Duration::ZERO, ARRIVING);
+            fleet.push(back + start, Step::Mount(site, shape.mounts + arrival));
+        }
+    }
     let limit = back + 2 * HOUR;
     while fleet.now < limit && !load.converged {
         fleet.run(fleet.now + Duration::from_secs(5));
@@ -140,7 +161,8 @@ pub(crate) fn simulate(shape: Shape) -> Load {
     load.recovery = fleet.offered.clone();
     load.recovered = fleet.served.clone();
     load.recovery_seconds = fleet.now.since(back).as_secs_f64();
-    load.recovery_peak = fleet.peak();
+    load.recovery_load = std::mem::take(&mut fleet.seconds);
+    load.waits = std::mem::take(&mut fleet.waits);
     load
 }
 
@@ -158,7 +180,7 @@ impl Fleet {
             serve(format!("secret/data/{path}"), Engine::Kv { versioned: true, writes: vec![DAWN] });
         }
         serve("database/creds/app".into(), Engine::Database { ttl: HOUR, max: 768 * HOUR });
-        let specs = (0..shape.mounts)
+        let specs = (0..shape.mounts + ARRIVALS)
             .map(|mount| {
                 let account = mount % IDENTITIES;
                 let turn = mount / IDENTITIES;
@@ -196,6 +218,8 @@ impl Fleet {
             offered: Counts::default(),
             served: Counts::default(),
             seconds: BTreeMap::new(),
+            starting: BTreeMap::new(),
+            waits: Vec::new(),
         };
         for site in 0..shape.nodes {
             for mount in 0..shape.mounts {
@@ -211,10 +235,6 @@ impl Fleet {
         self.offered = Counts::default();
         self.served = Counts::default();
         self.seconds.clear();
-    }
-
-    fn peak(&self) -> f64 {
-        self.seconds.values().copied().fold(0.0, f64::max)
     }
 
     fn push(&mut self, at: BootTime, step: Step) {
@@ -275,7 +295,11 @@ impl Fleet {
             intact: true,
             deadline: self.now + Duration::from_secs(90),
         };
-        node.mount(call, Some(token), self.now);
+        let fresh = !node.core.volumes().get(&call.key).is_some_and(Volume::is_live);
+        let call = node.mount(call, Some(token), self.now);
+        if fresh {
+            self.starting.entry((site, mount)).or_insert((None, self.now)).0 = Some(call);
+        }
         let again = self.random.scale(TOKEN_LIFE, 800, 825);
         self.push(self.now + again, Step::Mount(site, mount));
         site
@@ -302,9 +326,7 @@ impl Fleet {
         let here = &mut self.sites[site];
         here.node.notes.clear();
         here.node.swaps.clear();
-        for (call, answer) in std::mem::take(&mut here.node.answered) {
-            assert!(answer.is_ok() || self.server.weather.down, "{call:?} failed: {answer:?}");
-        }
+        let answered = std::mem::take(&mut here.node.answered);
         assert!(here.node.impossible.is_empty() && here.node.defect.is_none(), "{:?}", here.node.defect);
         for (op, lane, call) in std::mem::take(&mut here.node.out) {
             let session = match here.node.core.ops.get(&op) {
@@ -326,6 +348,10 @@ impl Fleet {
             here.flying[usize::from(job.2 == Lane::Background)] += 1;
             send.push(job);
         }
+        for (call, answer) in answered {
+            self.answered(site, call, answer.is_ok());
+        }
+        let here = &mut self.sites[site];
         let due = here.node.core.poll_timeout();
         if due != here.wake {
             if let Some(old) = here.wake {
@@ -338,6 +364,18 @@ impl Fleet {
         }
         for job in send {
             self.send(site, job);
+        }
+    }
+
+    /// A pod that waited starts, or the kubelet asks again.
+    fn answered(&mut self, site: usize, call: CallId, ok: bool) {
+        let waiting = self.starting.iter().find(|((of, _), (asked, _))| *of == site && *asked == Some(call));
+        let Some((&(_, mount), &(_, since))) = waiting else { return };
+        if ok {
+            self.starting.remove(&(site, mount));
+            self.waits.push(self.now.since(since).as_secs_f64());
+        } else {
+            self.push(self.now + Duration::from_secs(1), Step::Mount(site, mount));
         }
     }
 
@@ -401,8 +439,14 @@ impl Load {
             mine.revocations += theirs.revocations;
             mine.units += theirs.units;
         }
-        self.steady_peak += other.steady_peak;
-        self.recovery_peak += other.recovery_peak;
+        for (mine, theirs) in
+            [(&mut self.steady_load, &other.steady_load), (&mut self.recovery_load, &other.recovery_load)]
+        {
+            for (second, units) in theirs {
+                *mine.entry(*second).or_default() += units;
+            }
+        }
+        self.waits.extend(&other.waits);
         self.outage_rate = self.outage_rate.max(other.outage_rate);
         self.recovery_seconds = self.recovery_seconds.max(other.recovery_seconds);
         self.converged &= other.converged;
@@ -430,19 +474,34 @@ impl Load {
         for (name, seen, target) in [
             ("live tokens", self.tokens as f64, 60_000.0 * scale),
             ("live leases", self.leases as f64, 50_000.0 * scale),
-            ("peak second / mean, steady", self.steady_peak / (self.steady.units / self.steady_seconds), 2.5),
-            ("outage: requests/s of a node", self.outage_rate, 0.05),
-            ("recovery: s", self.recovery_seconds, self.minimum(scale) * 1.3),
-            ("recovery: offered / served", self.recovery.units / self.recovered.units, 1.2),
             (
-                "recovery: peak second / mean",
-                self.recovery_peak / (self.recovery.units / self.recovery_seconds),
+                "peak second / mean, steady",
+                peak(&self.steady_load) / (self.steady.units / self.steady_seconds),
                 2.5,
             ),
+            ("outage: requests/s of a node", self.outage_rate, 0.05),
+            ("recovery: s", self.recovery_seconds, self.minimum(scale) * 1.3),
+            ("recovery: offered / served", self.offered_to_served(), 1.2),
+            ("recovery: peak second / mean", self.recovery_peak(), 2.5),
+            ("recovery: new mounts wait, p99 s", self.wait_p99(), 5.0),
         ] {
             let _ = writeln!(text, "{name:<34}{seen:>12.3}{target:>12.3}");
         }
         text
+    }
+
+    pub(crate) fn offered_to_served(&self) -> f64 {
+        self.recovery.units / self.recovered.units
+    }
+
+    pub(crate) fn recovery_peak(&self) -> f64 {
+        peak(&self.recovery_load) / (self.recovery.units / self.recovery_seconds)
+    }
+
+    pub(crate) fn wait_p99(&self) -> f64 {
+        let mut waits = self.waits.clone();
+        waits.sort_by(f64::total_cmp);
+        waits.get((waits.len() * 99).div_ceil(100).saturating_sub(1)).copied().unwrap_or_default()
     }
 
     /// Seconds in which a server of the fleet's share could serve what the recovery took.
@@ -451,27 +510,40 @@ impl Load {
     }
 }
 
-/// A fleet in parts, one to a core, each with its share of the server.
+fn peak(load: &BTreeMap<u64, f64>) -> f64 {
+    load.values().copied().fold(0.0, f64::max)
+}
+
+/// A fleet in parts, each with its share of the server: as many at a time as there are cores.
 pub(crate) fn fleet(nodes: usize, steady: Duration, outage: Duration) -> Load {
-    let parts = std::thread::available_parallelism().map_or(2, usize::from).min(nodes);
-    let loads: Vec<Load> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..parts)
-            .map(|part| {
-                let share = nodes / parts + usize::from(part < nodes % parts);
-                let shape = Shape {
-                    nodes: share,
-                    mounts: 50,
-                    steady,
-                    outage,
-                    capacity: CAPACITY * share as f64 / 5000.0,
-                    seed: 7 + part as u64,
-                };
-                scope.spawn(move || simulate(shape))
-            })
-            .collect();
-        workers.into_iter().map(|worker| worker.join().expect("a part ran to its end")).collect()
-    });
-    let mut loads = loads.into_iter();
-    let first = loads.next().unwrap_or_default();
-    loads.fold(first, |sum, part| sum.and(&part))
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let parts = nodes.div_ceil(PART).max(cores.min(nodes));
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut sum: Option<Load> = None;
+        loop {
+            let part = next.fetch_add(1, Ordering::Relaxed);
+            if part >= parts {
+                return sum;
+            }
+            let share = nodes / parts + usize::from(part < nodes % parts);
+            let load = simulate(Shape {
+                nodes: share,
+                mounts: 50,
+                steady,
+                outage,
+                capacity: CAPACITY * share as f64 / 5000.0,
+                seed: 7 + part as u64,
+            });
+            sum = Some(match sum {
+                Some(sum) => sum.and(&load),
+                None => load,
+            });
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        let loads = workers.into_iter().filter_map(|worker| worker.join().expect("a part ran to its end"));
+        loads.reduce(|sum, load| sum.and(&load)).unwrap_or_default()
+    })
 }

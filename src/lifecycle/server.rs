@@ -1,0 +1,188 @@
+//! A server as its answers show it: whether upkeep may ask it now, and how fast.
+//!
+//! While it is out one request at a time finds its return. Then every node of a fleet has everything to make
+//! again, so upkeep comes back slowly: one request per interval, which shrinks while the server answers at once
+//! and grows while it is slow. Pods that wait are not held back: they find a server that is kept responsive.
+
+use std::time::Duration;
+
+use super::{
+    Lifecycle,
+    backoff::{Backoff, Pace},
+    message::OpId,
+    session::SessionId,
+};
+use crate::{
+    backend::{BackendError, FailureClass},
+    clock::BootTime,
+};
+
+/// Failures in a row, of any request, after which a server counts as out: one broken path alone, beside
+/// others that work, never does.
+const OUT_AFTER: u32 = 3;
+/// While a server is out, upkeep that is due comes back spread over so long.
+const SPREAD: Duration = Duration::from_secs(20);
+/// A paced request that has to wait looks again within so many intervals: there are many of them.
+const TURNS: u32 = 4;
+
+/// After an outage of an hour or more the first requests of a node are so far apart: 5,000 nodes are then no
+/// more than what one small server can take of the dearest kind.
+const FIRST: Duration = Duration::from_secs(12);
+/// Requests are never farther apart.
+const SLOWEST: Duration = Duration::from_secs(60);
+/// Closer together, pacing has no effect left.
+const FASTEST: Duration = Duration::from_millis(50);
+/// A server that answers within this can take more.
+const PROMPT: Duration = Duration::from_millis(500);
+/// One that takes longer has a queue.
+const QUEUED: Duration = Duration::from_secs(2);
+/// One that takes this long is paced although it never was out.
+const OVERLOADED: Duration = Duration::from_secs(10);
+
+/// The time between upkeep's requests.
+#[derive(Clone, Copy, Debug)]
+struct Pacing {
+    interval: Duration,
+    next: BootTime,
+}
+
+impl Pacing {
+    fn adapt(&mut self, took: Duration) {
+        if took <= PROMPT {
+            self.interval = self.interval * 3 / 4;
+        } else if took >= QUEUED {
+            self.interval = (self.interval * 3 / 2).min(SLOWEST);
+        }
+    }
+}
+
+/// What is known of a server that does not simply answer.
+#[derive(Debug, Default)]
+pub(super) struct Server {
+    backoff: Backoff,
+    /// When it failed first.
+    since: Option<BootTime>,
+    /// Upkeep waits until then.
+    closed_until: Option<BootTime>,
+    /// The one request that may find out meanwhile.
+    probe: Option<OpId>,
+    pacing: Option<Pacing>,
+}
+
+impl Server {
+    /// Whether it answers nobody.
+    pub(super) const fn is_out(&self) -> bool {
+        self.closed_until.is_some()
+    }
+}
+
+impl Lifecycle {
+    /// Whether upkeep may ask this server now; if not, when to look again. Foreground requests are not asked:
+    /// they carry their own patience. `ends`: when what is asked for would die.
+    pub(super) fn admit(
+        &mut self,
+        address: &str,
+        ends: Option<BootTime>,
+        now: BootTime,
+    ) -> Result<(), BootTime> {
+        let Some(server) = self.servers.get(address) else { return Ok(()) };
+        let (from, spread) = match (server.closed_until, server.pacing) {
+            (Some(until), _) => {
+                let probing = server.probe.is_some_and(|op| self.ops.contains_key(&op));
+                if now >= until && !probing {
+                    return Ok(());
+                }
+                (until.max(now), SPREAD)
+            }
+            (None, Some(pacing)) if now < pacing.next => (pacing.next, pacing.interval * TURNS),
+            (None, _) => return Ok(()),
+        };
+        // Those who wait come back spread out, not together; what dies soon does not wait for its turn.
+        let spread = ends.map_or(spread, |ends| (from.until(ends) / 3).clamp(spread / 20, spread));
+        Err(from + self.jitter.between(spread / 20, spread))
+    }
+
+    /// Notes that upkeep's request `op` was made: it may find out whether a server is back, and the next one
+    /// has its time.
+    pub(super) fn sent(&mut self, address: &str, op: OpId, now: BootTime) {
+        let Some(server) = self.servers.get_mut(address) else { return };
+        if server.is_out() {
+            server.probe = Some(op);
+        }
+        if let Some(pacing) = &mut server.pacing {
+            pacing.next = pacing.next.max(now) + self.jitter.scale(pacing.interval, 750, 1250);
+        }
+    }
+
+    /// Learns from the end of any request how the server is. `sent`: when, if it was answered.
+    pub(super) fn observe(
+        &mut self,
+        session: SessionId,
+        op: OpId,
+        result: Result<Option<BootTime>, &BackendError>,
+        now: BootTime,
+    ) {
+        if let Some(session) = self.sessions.get(&session) {
+            let address = session.identity.connection.address.clone();
+            self.observe_server(&address, op, result, now);
+        }
+    }
+
+    pub(super) fn observe_server(
+        &mut self,
+        address: &str,
+        op: OpId,
+        result: Result<Option<BootTime>, &BackendError>,
+        now: BootTime,
+    ) {
+        let down = result.err().filter(|error| {
+            matches!(error.class, FailureClass::Transient | FailureClass::Throttled | FailureClass::Sealed)
+        });
+        match down {
+            None => {
+                let took = result.ok().flatten().map(|sent| now.since(sent));
+                self.answered_at_last(address, took, now);
+            }
+            Some(error) => {
+                let server = self.servers.entry(address.to_owned()).or_default();
+                if server.probe == Some(op) {
+                    server.probe = None;
+                }
+                // Requests that were in flight together fail together: they count once.
+                if server.closed_until.is_some_and(|until| now < until) {
+                    return;
+                }
+                server.since.get_or_insert(now);
+                let wait = server.backoff.next(Pace::OUTAGE, error.retry_after, &mut self.jitter);
+                if server.backoff.failures() >= OUT_AFTER || error.class == FailureClass::Sealed {
+                    server.closed_until = Some(now + wait);
+                }
+            }
+        }
+    }
+
+    /// `took`: of the request, where that is known.
+    fn answered_at_last(&mut self, address: &str, took: Option<Duration>, now: BootTime) {
+        let overloaded = took.is_some_and(|took| took >= OVERLOADED);
+        if overloaded {
+            self.servers.entry(address.to_owned()).or_default();
+        }
+        let Some(server) = self.servers.get_mut(address) else { return };
+        let was_out = server.closed_until.take().is_some();
+        let since = server.since.take();
+        server.backoff.reset();
+        server.probe = None;
+        if was_out || (overloaded && server.pacing.is_none()) {
+            // What there is to make again grows with the time that nothing could be asked.
+            let interval = (since.unwrap_or(now).until(now) / 300).clamp(FASTEST, FIRST);
+            let interval = if overloaded { interval.max(Duration::from_secs(1)) } else { interval };
+            let next = now + self.jitter.between(Duration::ZERO, interval);
+            server.pacing = Some(Pacing { interval, next });
+        } else if let Some((pacing, took)) = server.pacing.as_mut().zip(took) {
+            pacing.adapt(took);
+        }
+        if server.pacing.is_none_or(|pacing| pacing.interval < FASTEST) {
+            self.servers.remove(address);
+        }
+    }
+}
