@@ -21,6 +21,10 @@ SHELL := /bin/bash
 ALONE := hostile_vault projection
 TESTS := $(patsubst tests/%.rs,--test=%,$(filter-out $(ALONE:%=tests/%.rs),$(wildcard tests/*.rs)))
 
+# The simulator: the core between models of the server, the shell and the kubelet.
+OPTIMISED := CARGO_PROFILE_TEST_OPT_LEVEL=3
+SIMULATIONS := simulate_node_days simulate_fleet herd_sim
+
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
@@ -32,8 +36,10 @@ demo: setup
 	@cargo run -q --locked --example demo
 
 test: setup
+	# 20,000 node-days want optimised code: of this package only, so that no dependency is built again.
+	$(OPTIMISED) LEASEHOLD_SEEDS=20000 cargo test --locked --lib -- --nocapture $(SIMULATIONS)
 	# Most tests wait for something real, so more run at once than there are cores. Benchmarks are not run.
-	RUST_TEST_THREADS=4 cargo test --locked --lib --bins $(TESTS)
+	RUST_TEST_THREADS=4 cargo test --locked --lib --bins $(TESTS) -- $(SIMULATIONS:%=--skip %)
 	RUST_TEST_THREADS=1 cargo test --locked $(ALONE:%=--test=%)
 	cargo test --locked --doc
 
@@ -68,8 +74,10 @@ soak: setup
 	LEASEHOLD_RACE_CYCLES=100000 cargo test --locked --test projection
 	LEASEHOLD_CHURN=10000 cargo test --locked --test leases churn
 
+# Seeds from LEASEHOLD_FIRST_SEED on, LEASEHOLD_SEEDS of them; then a fleet of LEASEHOLD_NODES.
 simulate:
-	LEASEHOLD_SEEDS=$${LEASEHOLD_SEEDS:-20000} cargo test --locked --release --lib -- --include-ignored --nocapture simulat
+	$(OPTIMISED) LEASEHOLD_SEEDS=$${LEASEHOLD_SEEDS:-20000} cargo test --locked --lib -- \
+		--include-ignored --nocapture --test-threads=1 $(SIMULATIONS) simulate_fleet_day
 
 check-deploy:
 	@scripts/check-deploy

@@ -26,7 +26,7 @@ use volume::Volume;
 use crate::{
     backend::{BackendError, FailureClass},
     clock::BootTime,
-    spec::{DependencyId, SecretRequest},
+    spec::{DependencyId, SecretRequest, VolumeSpec},
     volume::VolumeKey,
 };
 
@@ -92,6 +92,10 @@ enum TimerKey {
 struct Facts {
     /// (address, namespace, method and path) that answered without a lease.
     lease_free: BTreeSet<(String, String, String)>,
+    /// The same of those that answered with one.
+    leased: BTreeSet<(String, String, String)>,
+    /// Identities whose logins serve one mount only.
+    unshareable: BTreeSet<Identity>,
     /// (address, namespace, mount) that answered as KV v2.
     kv_mounts: BTreeSet<(String, String, String)>,
     /// Identities whose policy has no sys/leases/revoke.
@@ -154,7 +158,7 @@ impl Lifecycle {
                 Some(Op::Need(plan, dependency, session)) => {
                     let sent = result.as_ref().map(|fetched| Some(fetched.since));
                     self.observe(session, op, sent, now);
-                    self.need_answered(op, plan, dependency, session, result, now);
+                    self.answer_came(op, plan, dependency, session, result, now);
                 }
                 Some(Op::Check(key, serial, dependency, session)) => {
                     self.check_answered(op, (key, serial), dependency, session, result, now);
@@ -361,6 +365,18 @@ impl Lifecycle {
         })
     }
 
+    /// Whether the first mounts of an identity may share a login before anything was answered: all is shaped as
+    /// KV. A lease that comes all the same moves the mount to a login of its own.
+    fn presumed_lease_free(&self, identity: &Identity, spec: &VolumeSpec) -> bool {
+        let address = &identity.connection.address;
+        let namespace = &identity.connection.namespace;
+        !self.facts.unshareable.contains(identity)
+            && spec.requests().values().all(|request| {
+                kv_mount(request).is_some()
+                    && !self.facts.leased.contains(&(address.clone(), namespace.clone(), route(request)))
+            })
+    }
+
     fn learn(&mut self, session: SessionId, request: &SecretRequest, leased: bool, kv: bool) {
         let Some(session) = self.sessions.get(&session) else { return };
         let address = session.identity.connection.address.clone();
@@ -368,13 +384,18 @@ impl Lifecycle {
         if self.facts.lease_free.len() >= FACTS {
             self.facts.lease_free.clear();
         }
+        if self.facts.leased.len() >= FACTS {
+            self.facts.leased.clear();
+        }
         if self.facts.kv_mounts.len() >= FACTS {
             self.facts.kv_mounts.clear();
         }
         let fact = (address.clone(), namespace.clone(), route(request));
         if leased {
             self.facts.lease_free.remove(&fact);
+            self.facts.leased.insert(fact);
         } else {
+            self.facts.leased.remove(&fact);
             self.facts.lease_free.insert(fact);
         }
         if kv && let Some(mount) = kv_mount(request) {

@@ -456,14 +456,19 @@ impl Lifecycle {
         }
         let lease_free = spec.requests().values().all(|request| self.known_lease_free(&identity, request));
         // Whether the method vouches for the ServiceAccount is learnt from a login's answer: the first mount's
-        // own session becomes the shared one.
-        if lease_free
+        // own session becomes the shared one. A burst of first mounts waits for one login.
+        let presumed = *reason == Reason::Mount && self.presumed_lease_free(&identity, spec);
+        if (lease_free || presumed)
             && !matches!(reason, Reason::HandOver(_))
             && let Some(shared) = self.shared.get(&identity)
         {
             return *shared;
         }
-        self.new_session(key, identity, false)
+        let id = self.new_session(key, identity.clone(), presumed);
+        if presumed {
+            self.shared.insert(identity, id);
+        }
+        id
     }
 
     pub(super) fn new_session(&mut self, key: &VolumeKey, identity: Identity, shared: bool) -> SessionId {
@@ -495,7 +500,10 @@ impl Lifecycle {
             .map(|(id, _)| *id)
             .collect();
         let in_flight = attempt.needs.values().any(|need| matches!(need, Need::InFlight(_)));
-        if wanted.is_empty() {
+        // Where nothing is asked for the session is still to be one that upkeep can go on in.
+        let logged_in =
+            self.sessions.get(&session).is_none_or(|record| !matches!(record.state, SessionState::New(_)));
+        if wanted.is_empty() && logged_in {
             if !in_flight {
                 self.render(key, plan);
             }
@@ -538,18 +546,59 @@ impl Lifecycle {
                 };
                 for id in wanted {
                     let Some(request) = requests.get(&id) else { continue };
+                    if let Some(op) = self.asked_already(session, id, lane).filter(|_| !request.is_write()) {
+                        self.set_need(key, id, Need::InFlight(op));
+                        continue;
+                    }
                     let request = Request::Fetch { session, request: Arc::clone(request) };
                     let op = self.perform(Op::Need(plan.clone(), id, session), lane, request);
                     if lane == Lane::Background {
                         self.sent(&address, op, now);
                     }
-                    if let Some(attempt) =
-                        self.volumes.get_mut(key).and_then(|volume| volume.attempt.as_mut())
-                    {
-                        attempt.needs.insert(id, Need::InFlight(op));
-                    }
+                    self.set_need(key, id, Need::InFlight(op));
                 }
             }
+        }
+    }
+
+    /// The request in flight for another mount of a shared session whose answer is as good for this one.
+    fn asked_already(&self, session: SessionId, id: DependencyId, lane: Lane) -> Option<OpId> {
+        let record = self.sessions.get(&session).filter(|record| record.shared)?;
+        record.users.iter().find_map(|key| {
+            let attempt = self.volumes.get(key)?.attempt.as_ref()?;
+            let soon = lane == Lane::Background || !attempt.calls.is_empty();
+            match attempt.needs.get(&id)? {
+                Need::InFlight(op) if soon && attempt.session == session => Some(*op),
+                _ => None,
+            }
+        })
+    }
+
+    /// An answer came that plans asked for: `plan`, and those of the same session that joined it.
+    pub(super) fn answer_came(
+        &mut self,
+        op: OpId,
+        plan: PlanId,
+        id: DependencyId,
+        session: SessionId,
+        result: Result<Fetched, BackendError>,
+        now: BootTime,
+    ) {
+        let users = self.sessions.get(&session).filter(|record| record.shared).map(|record| &record.users);
+        let others: Vec<PlanId> = users
+            .into_iter()
+            .flatten()
+            .filter(|key| **key != plan.key)
+            .filter_map(|key| {
+                let volume = self.volumes.get(key)?;
+                let attempt = volume.attempt.as_ref()?;
+                let joined = matches!(attempt.needs.get(&id), Some(Need::InFlight(asked)) if *asked == op);
+                joined.then(|| PlanId { key: key.clone(), serial: volume.serial, plan: attempt.plan })
+            })
+            .collect();
+        self.need_answered(op, plan, id, session, result.clone(), now);
+        for other in others {
+            self.need_answered(op, other, id, session, result.clone(), now);
         }
     }
 
@@ -635,7 +684,7 @@ impl Lifecycle {
         }
     }
 
-    pub(super) fn need_answered(
+    fn need_answered(
         &mut self,
         op: OpId,
         plan: PlanId,
@@ -740,6 +789,10 @@ impl Lifecycle {
         let (identity, shared) = (record.identity.clone(), record.shared);
         if let Some(attempt) = self.volumes.get_mut(key).and_then(|volume| volume.attempt.as_mut()) {
             attempt.relogged = true;
+        }
+        if shared && let Some(other) = self.shared.get(&identity).copied().filter(|other| *other != session) {
+            self.move_attempt(key, other, now);
+            return;
         }
         if shared {
             self.shared.remove(&identity);

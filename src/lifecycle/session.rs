@@ -19,16 +19,17 @@ pub struct SessionId(pub u64);
 /// ServiceAccount.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Identity {
-    /// Address, Vault namespace, TLS.
-    pub connection: Arc<Connection>,
-    /// Auth mount, role, audience.
-    pub login: Arc<LoginSpec>,
-    /// Namespace of the ServiceAccount.
-    pub namespace: String,
+    // First what tells two of them apart soonest: they are compared often.
+    /// Uid of the ServiceAccount: one deleted and made again is another.
+    pub service_account_uid: String,
     /// Its name.
     pub service_account: String,
-    /// Its uid: one deleted and made again is another.
-    pub service_account_uid: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Auth mount, role, audience.
+    pub login: Arc<LoginSpec>,
+    /// Address, Vault namespace, TLS.
+    pub connection: Arc<Connection>,
 }
 
 /// Where a session stands.

@@ -133,6 +133,9 @@ impl Lifecycle {
                 if let Some(former) = succeeds {
                     self.succeed(former, id, now);
                 }
+                if !terms.shareable || terms.num_uses > 0 || !terms.revocable {
+                    self.unshare(id, now);
+                }
                 self.login_ended(id, Ok(()), now);
             }
             Err(error) => self.login_failed(id, &error, now),
@@ -201,6 +204,30 @@ impl Lifecycle {
         self.retire_session(former, now + DEFAULT_OVERLAP, None);
     }
 
+    /// The first mounts of an identity waited for one login, which turns out to serve one only.
+    fn unshare(&mut self, id: SessionId, now: BootTime) {
+        let Some(record) = self.sessions.get_mut(&id).filter(|record| record.shared) else { return };
+        record.shared = false;
+        let identity = record.identity.clone();
+        let users: Vec<VolumeKey> = record.users.iter().cloned().collect();
+        if self.shared.get(&identity) == Some(&id) {
+            self.shared.remove(&identity);
+        }
+        if self.facts.unshareable.len() >= super::FACTS {
+            self.facts.unshareable.clear();
+        }
+        self.facts.unshareable.insert(identity.clone());
+        if let Some((record, volume)) =
+            self.sessions.get_mut(&id).zip(users.first().and_then(|key| self.volumes.get(key)))
+        {
+            record.on_behalf_of = super::on_behalf_of(&volume.pod.namespace, &volume.pod.name);
+        }
+        for key in users.into_iter().skip(1) {
+            let own = self.new_session(&key, identity.clone(), false);
+            self.move_attempt(&key, own, now);
+        }
+    }
+
     /// A mount without leases lets its session serve the identity's others.
     /// `overlap`: how long what it made before may still be in use.
     pub(super) fn share(&mut self, key: &VolumeKey, id: SessionId, overlap: Duration, now: BootTime) {
@@ -261,7 +288,7 @@ impl Lifecycle {
             self.retime_session(id, now);
             return;
         }
-        if record.shared {
+        if record.shared && record.is_live() {
             record.idle_since = Some(now);
             self.retime_session(id, now);
         } else {
@@ -337,7 +364,8 @@ impl Lifecycle {
         now: BootTime,
     ) {
         let Some(record) = self.sessions.get_mut(&id) else { return };
-        if !record.is_live() || ends <= at {
+        let known = record.owed.iter().any(|owed| owed.lease == lease);
+        if !record.is_live() || ends <= at || known {
             return;
         }
         self.dirty_sessions.insert(id);

@@ -2,7 +2,8 @@
 //! shell and of the kubelet with its driver. Everything follows from a seed.
 //!
 //! The invariants of the design are checked all the time (`audit`); the first that breaks ends the run with
-//! its trace. `LEASEHOLD_SEED=n cargo test --lib simulator_replay -- --nocapture` replays one.
+//! its trace. `LEASEHOLD_SEED=n cargo test --lib simulator_replay -- --nocapture` replays one, and with
+//! `LEASEHOLD_TRACE=n` shows its last n lines.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -55,7 +56,8 @@ pub(crate) enum Fault {
     BlackHole(bool),
     AnswersLost(bool),
     Sealed(bool),
-    Throttled(bool),
+    Throttled(Option<Duration>),
+    Garbled(bool),
     BadRenewals(bool),
     DatabaseDown(bool),
     ReviewBroken(bool),
@@ -66,13 +68,18 @@ pub(crate) enum Fault {
     /// A role's maximum TTL is cut for tokens to come.
     AccountDeleted(usize),
     LoseToken(u64),
+    LoseLease(u64),
     LostStorage,
     Snapshot(Duration),
     Write(String),
     /// kill -9 after so many steps; the process is back after so long.
     Kill(u32, Duration),
+    /// The machine starts anew and is back after so long.
+    Reboot(Duration),
     Suspend(Duration),
     Full(bool),
+    /// The driver passes no ServiceAccount token.
+    TokenMissing(bool),
     /// The driver calls no more, or again.
     Republish(bool),
     Edit(usize, Edit),
@@ -87,6 +94,8 @@ pub(crate) enum Fault {
 pub(crate) enum Edit {
     Paths(Vec<String>),
     Invalid,
+    /// Another audience, and so another identity.
+    Audience(&'static str),
     /// Policy refuses the plan that runs.
     Refuse,
     Allow,
@@ -153,9 +162,12 @@ pub(crate) struct World {
     sequence: u64,
     waiting: BTreeMap<CallId, (usize, bool)>,
     republish: bool,
+    token_missing: bool,
     mounts: u64,
     digests: u64,
     trace: Option<VecDeque<String>>,
+    /// The newest so many lines of it are kept.
+    trace_lines: usize,
 }
 
 impl std::fmt::Debug for World {
@@ -204,9 +216,11 @@ impl World {
             sequence: 0,
             waiting: BTreeMap::new(),
             republish: true,
+            token_missing: false,
             mounts: 0,
             digests: 0,
             trace: None,
+            trace_lines: 600,
         };
         world.schedule(DAWN + MINUTE, Happening::Tick);
         world
@@ -217,6 +231,8 @@ impl World {
     }
 
     pub(crate) fn traced(&mut self) {
+        let lines = std::env::var("LEASEHOLD_TRACE").ok().and_then(|text| text.parse().ok());
+        self.trace_lines = lines.unwrap_or(self.trace_lines);
         self.trace = Some(VecDeque::new());
     }
 
@@ -286,7 +302,7 @@ impl World {
 
     fn say(&mut self, text: impl FnOnce() -> String) {
         if let Some(trace) = &mut self.trace {
-            if trace.len() == 600 {
+            if trace.len() >= self.trace_lines {
                 trace.pop_front();
             }
             let line = format!("{:>10.3} {}", self.now.since(DAWN).as_millis() as f64 / 1000.0, text());
@@ -391,6 +407,7 @@ impl World {
                 self.schedule(seen, Happening::Look(key, mount));
             }
             Happening::Fault(fault) => self.strike(fault),
+            Happening::Restart if !self.node.dead => {}
             Happening::Restart => {
                 let seed = self.random.next_u64();
                 self.say(|| "restart".into());
@@ -642,7 +659,7 @@ impl World {
             deadline,
         };
         let mut mount = mount;
-        let token = pod.token;
+        let token = pod.token.filter(|_| !self.token_missing);
         if let Some(token) = token {
             let times = super::message::TokenTimes { issued: token.issued, expires: token.expires };
             mount.token = Ok((times, format!("uid-{}", pod.account)));
@@ -662,6 +679,22 @@ impl World {
             let leaves = self.now + Duration::from_millis(self.below(20_000));
             self.schedule(leaves, Happening::Leave(call));
             self.again(index, leaves.since(self.now) + 2 * SECOND);
+        }
+    }
+
+    /// What was given out is known to nobody any more; the kubelet starts its pods again.
+    fn reboot(&mut self, back: Duration) {
+        self.node.reboot();
+        for token in self.server.tokens.values_mut() {
+            token.orphan = true;
+        }
+        self.schedule(self.now + back, Happening::Restart);
+        for pod in 0..self.pods.len() {
+            if matches!(self.pods[pod].state, PodState::Running | PodState::Mounting) {
+                self.pods[pod].state = PodState::Mounting;
+                let wait = back + Duration::from_millis(self.below(30_000));
+                self.again(pod, wait);
+            }
         }
     }
 
@@ -686,7 +719,8 @@ impl World {
             Fault::BlackHole(on) => weather.black_hole = on,
             Fault::AnswersLost(on) => weather.answers_lost = on,
             Fault::Sealed(on) => weather.sealed = on,
-            Fault::Throttled(on) => weather.throttled = on,
+            Fault::Throttled(after) => weather.throttled = after,
+            Fault::Garbled(on) => weather.garbled = on,
             Fault::BadRenewals(on) => weather.bad_renewals = on,
             Fault::DatabaseDown(on) => weather.database_down = on,
             Fault::ReviewBroken(on) => weather.review_broken = on,
@@ -710,6 +744,7 @@ impl World {
                     self.server.lose_tokens(self.now, |id, _| id == chosen);
                 }
             }
+            Fault::LoseLease(nth) => self.server.lose_lease(nth, self.now),
             Fault::LostStorage => self.server.lose_tokens(self.now, |_, _| true),
             Fault::Snapshot(age) => {
                 let age = u64::try_from(age.as_millis()).unwrap_or(0);
@@ -740,6 +775,8 @@ impl World {
                     disk.full = on;
                 }
             }
+            Fault::Reboot(back) => self.reboot(back),
+            Fault::TokenMissing(on) => self.token_missing = on,
             Fault::Republish(on) => self.republish = on,
             Fault::Refresh => {
                 if !self.node.dead {
@@ -786,6 +823,12 @@ impl World {
             }
             Edit::Invalid => {
                 pod.invalid = true;
+                pod.digest = fresh;
+            }
+            Edit::Audience(audience) => {
+                let mut spec = VolumeSpec::clone(&pod.spec);
+                spec.login.audience = audience.into();
+                pod.spec = Arc::new(spec);
                 pod.digest = fresh;
             }
             Edit::Refuse => pod.refused = true,

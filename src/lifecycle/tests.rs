@@ -40,7 +40,7 @@ fn explain(seed: u64, error: &str) -> String {
 
 #[test]
 fn simulate_node_days() {
-    let seeds = number("LEASEHOLD_SEEDS", 500);
+    let seeds = number("LEASEHOLD_SEEDS", 100);
     let first = number("LEASEHOLD_FIRST_SEED", 1);
     let started = Instant::now();
     let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
@@ -319,7 +319,7 @@ fn outage_matrix() {
         ("down", Fault::Down(true), Fault::Down(false)),
         ("black hole", Fault::BlackHole(true), Fault::BlackHole(false)),
         ("sealed", Fault::Sealed(true), Fault::Sealed(false)),
-        ("throttled", Fault::Throttled(true), Fault::Throttled(false)),
+        ("throttled", Fault::Throttled(Some(Duration::ZERO)), Fault::Throttled(None)),
         ("answers lost", Fault::AnswersLost(true), Fault::AnswersLost(false)),
         ("slow", Fault::Slow(70 * SECOND), Fault::Slow(Duration::ZERO)),
         ("database down", Fault::DatabaseDown(true), Fault::DatabaseDown(false)),
@@ -357,8 +357,8 @@ fn server_429_5h() {
         world.pod(&pod(&["secret/data/a", "secret/data/b"]));
     }
     world.pod(&PodSpec { start: 90 * MINUTE, ..pod(&["secret/data/a"]) });
-    world.fault(HOUR, Fault::Throttled(true));
-    world.fault(6 * HOUR, Fault::Throttled(false));
+    world.fault(HOUR, Fault::Throttled(Some(Duration::ZERO)));
+    world.fault(6 * HOUR, Fault::Throttled(None));
     run(&mut world, 6 * HOUR + 5 * MINUTE);
     assert!(world.audit.outage_rate <= 0.05, "{} requests/s", world.audit.outage_rate);
     assert_eq!(world.pods[8].state, PodState::Running, "the pod that came meanwhile starts");
@@ -465,6 +465,43 @@ fn spc_change_revalidated() {
     drained(&world);
 }
 
+/// A node that starts anew has no record: its pods are mounted anew, what lived before is left to its TTL.
+#[test]
+fn a_reboot_orphans_what_was_given_out_for_its_ttl() {
+    let mut world = node(Role { ttl: 20 * MINUTE, ..Role::default() });
+    for _ in 0..3 {
+        world.pod(&pod(&["database/creds/hour", "secret/data/a"]));
+    }
+    world.fault(HOUR, Fault::Reboot(MINUTE));
+    run(&mut world, HOUR + 10 * MINUTE);
+    assert!((0..3).all(|pod| alive(&world, pod)));
+    assert_eq!(world.server.live_tokens(world.now).count(), 6, "three of them nobody's");
+    run(&mut world, HOUR + 25 * MINUTE);
+    assert_eq!(world.server.live_tokens(world.now).count(), 3, "the orphan window is the token's TTL");
+    stop_all(&mut world, 2 * MINUTE);
+    drained(&world);
+}
+
+/// An operator revokes a lease, or the driver passes no token for hours: what can be kept true is.
+#[test]
+fn a_lease_revoked_by_hand_and_a_missing_token() {
+    let mut world = node(Role::default());
+    world.pod(&pod(&["database/creds/hour", "secret/data/a"]));
+    world.fault(10 * MINUTE, Fault::LoseLease(0));
+    world.fault(HOUR, Fault::TokenMissing(true));
+    world.fault(5 * HOUR, Fault::TokenMissing(false));
+    run(&mut world, 55 * MINUTE);
+    assert!(alive(&world, 0), "found out at its renewal");
+    assert_eq!(
+        (world.audit.note_count("expired"), world.audit.counts.logins),
+        (1, 1),
+        "shown, and minted anew"
+    );
+    run(&mut world, 6 * HOUR);
+    assert!(alive(&world, 0));
+    assert!(world.audit.counts.logins <= 2, "a live mount needs its last token once, before that ends");
+}
+
 /// Threat row: shared sessions and coalesced checks never carry one identity's value to another. The audit
 /// compares who read each value with whose pod shows it.
 #[test]
@@ -507,6 +544,92 @@ fn kv_refresh_is_coalesced() {
     assert_eq!(world.server.live_tokens(world.now).count(), 1, "one session for all");
 }
 
+/// istio#27945: each login is a TokenReview. A burst of first mounts waits for one login of its identity and
+/// reads each value once; where the method vouches for a pod only, each logs in for itself.
+#[test]
+fn login_budget() {
+    for (shareable, logins, reads) in [(true, 1, 2), (false, 20, 40)] {
+        let mut world = node(Role { shareable, ..Role::default() });
+        for _ in 0..20 {
+            world.pod(&pod(&["secret/data/a", "secret/data/b"]));
+        }
+        run(&mut world, MINUTE);
+        assert!((0..20).all(|pod| world.pods[pod].state == PodState::Running));
+        let counts = &world.audit.counts;
+        assert_eq!((counts.logins, counts.reads), (logins, reads), "shareable: {shareable}");
+        stop_all(&mut world, 2 * MINUTE);
+        drained(&world);
+    }
+}
+
+/// What is shaped as KV and answers with a lease all the same moves its mount to a login of its own.
+#[test]
+fn a_lease_at_a_path_shaped_as_kv_gets_a_session_of_its_own() {
+    let mut world = node(Role { may_revoke: false, ..Role::default() });
+    world.database("plugin/data/creds", 3600, 24 * 3600);
+    for _ in 0..3 {
+        world.pod(&pod(&["plugin/data/creds"]));
+    }
+    world.pod(&pod(&["secret/data/a"]));
+    run(&mut world, 10 * MINUTE);
+    assert!((0..3).all(|pod| alive(&world, pod)), "{}", world.trace());
+    assert_eq!(world.server.live_tokens(world.now).count(), 4, "one each, and the shared one");
+    world.stop(0);
+    run(&mut world, 11 * MINUTE);
+    assert!((1..3).all(|pod| alive(&world, pod)), "one pod's end is no other's");
+    let again = world.pod(&PodSpec { start: 11 * MINUTE, ..pod(&["plugin/data/creds"]) });
+    let before = world.server.mints.len();
+    run(&mut world, 12 * MINUTE);
+    assert_eq!(world.pods[again].state, PodState::Running);
+    assert_eq!(world.server.mints.len(), before + 1, "once it is known nothing is minted in vain");
+}
+
+/// aws provider#136, GCP#383: a node starts with 250 mounts of 12 identities, a fifth of them with a database
+/// credential.
+#[test]
+fn mount_storm_250() {
+    let mut world = World::new(3, false);
+    for identity in 0..12 {
+        world.role(Role::default());
+        for path in 0..3 {
+            world.kv(&format!("secret/data/{identity}-{path}"));
+        }
+    }
+    world.database("database/creds/hour", 3600, 24 * 3600);
+    for index in 0..250_usize {
+        let account = index % 12;
+        let paths = [format!("secret/data/{account}-{}", index % 3), format!("secret/data/{account}-0")];
+        let mut paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+        if index % 5 == 0 {
+            paths.push("database/creds/hour");
+        }
+        world.pod(&PodSpec { account, paths, ..PodSpec::default() });
+    }
+    run(&mut world, 20 * SECOND);
+    assert!(world.pods.iter().all(|pod| pod.state == PodState::Running));
+    let counts = &world.audit.counts;
+    assert_eq!((counts.logins, counts.mints), (12 + 50, 50), "one for each identity, and for each lease");
+    assert!(counts.reads <= 36 + 100, "{} reads of 36 values", counts.reads);
+}
+
+/// gocardless, 2020: renewals failed for 22 minutes because the server's certificate had expired; containers
+/// exited. To the core it is a server that cannot be asked.
+#[test]
+fn vault_cert_expired_then_fixed() {
+    let mut world = node(Role::default());
+    for _ in 0..8 {
+        world.pod(&pod(&["database/creds/hour", "secret/data/a"]));
+    }
+    world.fault(HOUR, Fault::Down(true));
+    world.fault(HOUR + 22 * MINUTE, Fault::Down(false));
+    run(&mut world, 50 * MINUTE);
+    let before: Vec<Values> = (0..8).map(|pod| files(&world, pod)).collect();
+    run(&mut world, 5 * HOUR);
+    let after: Vec<Values> = (0..8).map(|pod| files(&world, pod)).collect();
+    assert_eq!(before, after, "the same credentials all along");
+    assert_eq!((world.audit.note_count("expired"), world.audit.counts.logins), (0, 8));
+}
+
 /// Driver-written volumes show no unmount: what Mounts stopped coming for is let expire.
 #[test]
 fn driver_written_silence() {
@@ -522,6 +645,18 @@ fn driver_written_silence() {
     world.fault(4 * HOUR, Fault::Republish(true));
     run(&mut world, 4 * HOUR + 5 * MINUTE);
     assert!(alive(&world, 0), "a Mount that comes back brings it back");
+}
+
+/// A lease-free volume that Mounts came back to lives in a session that was logged in, and follows changes.
+#[test]
+fn after_silence_changes_are_followed() {
+    let mut world = node(Role { ttl: 20 * MINUTE, ..Role::default() });
+    world.pod(&PodSpec { mode: Mode::DriverWritten, ..pod(&["secret/data/a"]) });
+    world.fault(HOUR, Fault::Republish(false));
+    world.fault(3 * HOUR, Fault::Republish(true));
+    world.fault(4 * HOUR, Fault::Write("secret/data/a".into()));
+    run(&mut world, 4 * HOUR + 10 * MINUTE);
+    assert_eq!(version_of(&world, 0, "secret/data/a"), 2, "{}", world.trace());
 }
 
 /// A first mount that fails after it has minted: the kubelet's retries use what is there.
@@ -692,13 +827,14 @@ fn simulate_fleet() {
     assert_eq!((load.steady.logins, load.steady.mints), (0, 0), "a steady fleet logs in and mints nothing");
 }
 
-/// teleport#6889: after an outage that outlived every token, all come back at once, and must not.
+/// teleport#6889: after an outage that outlived every token, all come back at once, and must not; ESO#5045: nor
+/// must pods that start meanwhile wait for them.
 #[test]
 fn herd_sim() {
-    let load = print_fleet(50, HOUR, 2 * HOUR);
+    let load = print_fleet(200, HOUR, 2 * HOUR);
     assert!(load.converged, "the fleet did not recover in two hours");
     assert!(load.outage_rate <= 0.2, "{} requests/s of a node in the outage", load.outage_rate);
-    let minimum = load.minimum(50.0 / 5000.0);
+    let minimum = load.minimum(200.0 / 5000.0);
     assert!(load.recovery_seconds <= 2.0 * minimum, "{} s of {minimum}", load.recovery_seconds);
     assert!(load.offered_to_served() <= 1.5, "{}", load.offered_to_served());
     assert!(load.recovery_peak() <= 4.0, "{}", load.recovery_peak());
@@ -709,6 +845,8 @@ fn herd_sim() {
 #[test]
 #[ignore = "minutes; run by `make simulate`"]
 fn simulate_fleet_day() {
-    let load = print_fleet(5000, 24 * HOUR, 2 * HOUR);
+    let nodes = usize::try_from(number("LEASEHOLD_NODES", 5000)).unwrap();
+    let hours = u32::try_from(number("LEASEHOLD_HOURS", 24)).unwrap();
+    let load = print_fleet(nodes, HOUR * hours, 2 * HOUR);
     assert!(load.converged);
 }

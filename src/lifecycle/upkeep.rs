@@ -440,8 +440,9 @@ impl Lifecycle {
         let request = dependency.request.clone();
         self.dirty_volumes.insert(key.clone());
         let joins = self.parked_upkeep(key).is_some();
+        // Until the attempt in work has come to its end.
+        self.delay_dependency(key, id, now + BUSY);
         if !joins && !self.make_room(key, false, now) {
-            self.delay_dependency(key, id, now + BUSY);
             return;
         }
         let Some(installed) = self.volumes.get(key).and_then(|volume| volume.installed.as_ref()) else {

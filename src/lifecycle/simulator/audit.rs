@@ -117,7 +117,11 @@ impl Audit {
 
     pub(crate) fn fault(&mut self, fault: &Fault, now: BootTime) {
         let name = match fault {
-            Fault::AnswersLost(_) | Fault::Slow(_) | Fault::Kill(..) | Fault::Suspend(_) => {
+            Fault::AnswersLost(_)
+            | Fault::Slow(_)
+            | Fault::Kill(..)
+            | Fault::Reboot(_)
+            | Fault::Suspend(_) => {
                 self.uncertain = true;
                 "uncertain"
             }

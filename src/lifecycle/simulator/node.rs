@@ -134,6 +134,13 @@ impl Node {
         self.answered.clear();
     }
 
+    /// The machine starts anew: records and volumes were in memory.
+    pub(crate) fn reboot(&mut self) {
+        self.kill();
+        self.journal = Some(Journal::default());
+        self.disks.clear();
+    }
+
     /// A new process takes up the records.
     pub(crate) fn restart(&mut self, seed: u64, now: BootTime) {
         self.dead = false;

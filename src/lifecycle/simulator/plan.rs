@@ -79,9 +79,10 @@ pub(crate) fn day(world: &mut World, seed: u64) -> Result<Summary, String> {
             world.fault(Duration::from_secs(below(18 * 3600)), Fault::Remount(index));
         }
         if below(5) == 0 {
-            let edit = match below(4) {
+            let edit = match below(5) {
                 0 => Edit::Invalid,
                 1 => Edit::Refuse,
+                2 => Edit::Audience("another"),
                 _ => Edit::Paths(super::plan::paths(&mut below, account)),
             };
             let when = below(16 * 3600);
@@ -156,12 +157,12 @@ fn episode(world: &mut World, below: &mut impl FnMut(u64) -> u64, accounts: usiz
     let from = Duration::from_secs(start);
     let to = Duration::from_secs(start + length);
     let path = format!("secret/data/sa{}-{}", below(accounts as u64), below(2));
-    let (on, off) = match below(21) {
+    let (on, off) = match below(26) {
         0 | 1 => (Fault::Down(true), Fault::Down(false)),
         2 => (Fault::BlackHole(true), Fault::BlackHole(false)),
         3 => (Fault::AnswersLost(true), Fault::AnswersLost(false)),
         4 => (Fault::Sealed(true), Fault::Sealed(false)),
-        5 => (Fault::Throttled(true), Fault::Throttled(false)),
+        5 => (Fault::Throttled(Some(Duration::from_secs(below(2) * below(90)))), Fault::Throttled(None)),
         6 => (Fault::BadRenewals(true), Fault::BadRenewals(false)),
         7 => (Fault::DatabaseDown(true), Fault::DatabaseDown(false)),
         8 => (Fault::ReviewBroken(true), Fault::ReviewBroken(false)),
@@ -175,6 +176,10 @@ fn episode(world: &mut World, below: &mut impl FnMut(u64) -> u64, accounts: usiz
         16 => (Fault::Suspend(Duration::from_secs(60 + below(2400))), Fault::Refresh),
         17 => (Fault::Full(true), Fault::Full(false)),
         18 => (Fault::Republish(false), Fault::Republish(true)),
+        19 => (Fault::Garbled(true), Fault::Garbled(false)),
+        20 => (Fault::TokenMissing(true), Fault::TokenMissing(false)),
+        21 | 22 => (Fault::LoseLease(below(8)), Fault::Refresh),
+        23 if world.journalled() => (Fault::Reboot(Duration::from_secs(30 + below(300))), Fault::Refresh),
         _ if world.journalled() => {
             let steps = if below(2) == 0 { 0 } else { below(60) };
             let back = Duration::from_secs(5 + below(600));

@@ -143,8 +143,10 @@ pub(crate) struct Weather {
     /// Done, but the answer is lost.
     pub(crate) answers_lost: bool,
     pub(crate) sealed: bool,
-    /// 429 with `Retry-After: 0`.
-    pub(crate) throttled: bool,
+    /// 429 with this `Retry-After`; OpenBao sends 0.
+    pub(crate) throttled: Option<Duration>,
+    /// Reads are answered with nothing, or with half of a body.
+    pub(crate) garbled: bool,
     /// A broken renewal statement: 500 at each lease renewal.
     pub(crate) bad_renewals: bool,
     pub(crate) database_down: bool,
@@ -159,7 +161,7 @@ pub(crate) struct Weather {
 impl Weather {
     /// Whether nothing at all is served.
     pub(crate) const fn outage(&self) -> bool {
-        self.down || self.black_hole || self.sealed || self.throttled
+        self.down || self.black_hole || self.sealed || self.throttled.is_some()
     }
 }
 
@@ -311,6 +313,15 @@ impl Server {
         }
     }
 
+    /// An operator revokes one lease.
+    pub(crate) fn lose_lease(&mut self, nth: u64, now: BootTime) {
+        let live: Vec<u64> = self.live_leases(now).map(|(id, _)| *id).collect();
+        let chosen = usize::try_from(nth).unwrap_or(0).checked_rem(live.len()).map(|index| live[index]);
+        if let Some(lease) = chosen.and_then(|id| self.leases.get_mut(&id)) {
+            lease.dead = Some((now, Cause::Fault));
+        }
+    }
+
     /// Back to how things were at `then`: younger tokens are unknown, KV versions go back, and what is
     /// written next is other content under the same version numbers.
     pub(crate) fn restore_snapshot(&mut self, then: BootTime, now: BootTime) {
@@ -339,8 +350,10 @@ impl Server {
             Some(error(FailureClass::Transient))
         } else if self.weather.sealed {
             Some(error(FailureClass::Sealed))
-        } else if self.weather.throttled {
-            Some(BackendError { retry_after: Some(Duration::ZERO), ..error(FailureClass::Throttled) })
+        } else if self.weather.throttled.is_some() {
+            Some(BackendError { retry_after: self.weather.throttled, ..error(FailureClass::Throttled) })
+        } else if self.weather.garbled && matches!(call, Call::Fetch(..)) {
+            Some(error(FailureClass::Invalid))
         } else {
             None
         };
