@@ -242,6 +242,12 @@ impl Lifecycle {
         &self.sessions
     }
 
+    /// The volumes that a check of a value in a session is made for, in other sessions of the identity too;
+    /// `None` where none is in flight.
+    pub fn readers(&self, session: SessionId, id: DependencyId) -> Option<Vec<VolumeKey>> {
+        self.checked_for(session, id)
+    }
+
     /// Requests in flight.
     pub fn in_flight(&self) -> usize {
         self.ops.len()

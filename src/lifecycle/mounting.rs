@@ -546,7 +546,7 @@ impl Lifecycle {
                 };
                 for id in wanted {
                     let Some(request) = requests.get(&id) else { continue };
-                    if let Some(op) = self.asked_already(session, id, lane).filter(|_| !request.is_write()) {
+                    if let Some(op) = self.asked_already(session, id, lane).filter(|_| !request.may_write()) {
                         self.set_need(key, id, Need::InFlight(op));
                         continue;
                     }

@@ -890,7 +890,8 @@ pub(crate) fn spec(account: usize, paths: &[&str]) -> Arc<VolumeSpec> {
                 args: BTreeMap::new(),
                 request: request(path),
             });
-            let template = TemplateSource { text: String::new(), line: None, calls: calls.collect() };
+            let template =
+                TemplateSource { text: String::new(), delimiters: None, line: None, calls: calls.collect() };
             objects.push(Object::new(Output::File(name("all")), Source::Template(template)));
             continue;
         }

@@ -367,6 +367,14 @@ impl Lifecycle {
             .collect()
     }
 
+    /// Whose value a check in flight is read for.
+    pub(super) fn checked_for(&self, session: SessionId, id: DependencyId) -> Option<Vec<VolumeKey>> {
+        self.ops.values().find_map(|op| match op {
+            Op::Check(key, _, of, within) if *of == id && *within == session => Some(self.peers(key, id)),
+            _ => None,
+        })
+    }
+
     pub(super) fn check_answered(
         &mut self,
         op: OpId,

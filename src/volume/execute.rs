@@ -147,7 +147,9 @@ fn served(core: &Lifecycle, id: &SessionId, wanted: Option<DependencyId>) -> Arc
         ];
         wanted.is_none_or(|wanted| plans.into_iter().flatten().any(|spec| asks(spec, wanted)))
     };
-    let users = session.users.iter().filter_map(|key| core.volumes().get(key));
+    let readers = wanted.and_then(|wanted| core.readers(*id, wanted));
+    let users = readers.unwrap_or_else(|| session.users.iter().cloned().collect());
+    let users = users.iter().filter_map(|key| core.volumes().get(key));
     let serves: Vec<_> = users.filter(wants).map(Volume::served).collect();
     if serves.is_empty() { session.made_for.iter().cloned().collect() } else { serves.into() }
 }
