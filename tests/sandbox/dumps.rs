@@ -161,6 +161,7 @@ async fn swap_scan() {
     })
     .unwrap();
     let told = Leasehold::start(&node, launch()).await;
+    told.is_ready().await;
     let (status, ready) = told.http_get("/readyz").await;
     assert_eq!(status, 200);
     assert!(ready.contains("swap: degraded: the node swaps to /dev/sda2"), "{ready}");

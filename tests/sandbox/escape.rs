@@ -302,7 +302,9 @@ impl Ground {
         for file in ["here", "victim"] {
             std::fs::write(self.folder.join(file), "").unwrap();
         }
-        Leasehold::start(&self.node, launch).await
+        let leasehold = Leasehold::start(&self.node, launch).await;
+        leasehold.is_ready().await;
+        leasehold
     }
 
     /// Tries each of `attempts`, in a fresh process as often as one is used up.
@@ -405,8 +407,9 @@ async fn sandbox_opens_no_way_in() {
     let _open = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
     let abstract_address = [&libc::AF_UNIX.to_ne_bytes()[..2], b"\0", name.as_bytes()].concat();
     let port = free_port();
+    // At an address of loopback that no other server has.
     let port_address =
-        [&libc::AF_INET.to_ne_bytes()[..2], &port.to_be_bytes(), &[127, 0, 0, 1], &[0; 8]].concat();
+        [&libc::AF_INET.to_ne_bytes()[..2], &port.to_be_bytes(), &[127, 53, 9, 1], &[0; 8]].concat();
     for (confined, refused) in [(false, None), (true, Some(()))] {
         let leasehold = ground.start(confined).await;
         let pid = leasehold.pid();

@@ -1,7 +1,11 @@
 //! Makes another process call the kernel: its main thread, stopped while it waits, gets registers of ours and
 //! one instruction to run. What it may do is then decided by that thread's own filter, rules and user.
 
-use std::{fs::File, os::unix::fs::FileExt as _};
+use std::{
+    fs::File,
+    os::unix::fs::FileExt as _,
+    time::{Duration, Instant},
+};
 
 use nix::{
     errno::Errno,
@@ -12,6 +16,8 @@ use nix::{
     },
     unistd::Pid,
 };
+
+use crate::support::SOON;
 
 /// What came of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,15 +50,23 @@ impl Victim {
     /// Stops the main thread of a process of ours that has nothing to do.
     pub(crate) fn stop(pid: u32) -> Self {
         let process = Pid::from_raw(i32::try_from(pid).unwrap());
-        ptrace::attach(process).unwrap();
-        let stopped = waitpid(process, Some(WaitPidFlag::__WALL)).unwrap();
-        assert_eq!(stopped, WaitStatus::Stopped(process, Signal::SIGSTOP));
-        let registers = ptrace::getregs(process).unwrap();
         let memory = File::options().read(true).write(true).open(format!("/proc/{pid}/mem")).unwrap();
-        let mut instruction = [0; 2];
-        memory.read_exact_at(&mut instruction, registers.rip - 2).unwrap();
-        assert_eq!(instruction, [0x0f, 0x05], "it waits in a system call");
-        Self { process, registers, memory }
+        let started = Instant::now();
+        loop {
+            ptrace::attach(process).unwrap();
+            let stopped = waitpid(process, Some(WaitPidFlag::__WALL)).unwrap();
+            assert_eq!(stopped, WaitStatus::Stopped(process, Signal::SIGSTOP));
+            let registers = ptrace::getregs(process).unwrap();
+            let mut instruction = [0; 2];
+            memory.read_exact_at(&mut instruction, registers.rip - 2).unwrap();
+            if instruction == [0x0f, 0x05] {
+                return Self { process, registers, memory };
+            }
+            // It has still something to do.
+            ptrace::detach(process, None).unwrap();
+            assert!(started.elapsed() < SOON, "it never waits in a system call");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Has it make one system call.

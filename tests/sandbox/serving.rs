@@ -12,6 +12,7 @@ use crate::support::{
 async fn serves_behind_every_wall() {
     let stage = Stage::start().await;
     let pid = stage.leasehold.pid();
+    stage.leasehold.is_ready().await;
     let (_, ready) = stage.leasehold.http_get("/readyz").await;
     assert!(!ready.contains("sandbox"), "{ready}");
     let log = stage.leasehold.log();
@@ -63,6 +64,7 @@ async fn each_wall_has_its_flag() {
         ("--allow-core-dumps", "sandbox: degraded: no core dumps: off by --allow-core-dumps", "Seccomp:\t2"),
     ] {
         let stage = Stage::start_with(Default::default(), |launch| launch.flags.push(flag.into())).await;
+        stage.leasehold.is_ready().await;
         let (status, ready) = stage.leasehold.http_get("/readyz").await;
         assert!(status == 200 && ready.contains(told), "{flag}: {ready}");
         let pid = stage.leasehold.pid();

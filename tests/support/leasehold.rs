@@ -79,6 +79,11 @@ impl Leasehold {
         Self { process, node: Arc::clone(node), launch, health_port, past_log: String::new() }
     }
 
+    /// Waits until it says that it is ready: shortly after its sockets accept.
+    pub async fn is_ready(&self) {
+        until("leasehold is ready", SOON, async || (self.ready().await == Some(200)).then_some(())).await;
+    }
+
     /// Status of /readyz; `None` while nothing listens.
     pub async fn ready(&self) -> Option<u16> {
         let url = format!("http://127.0.0.1:{}/readyz", self.health_port);
