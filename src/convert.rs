@@ -14,6 +14,8 @@ pub mod injector;
 mod manifest;
 mod notes;
 mod rule;
+#[cfg(test)]
+mod tests;
 pub mod vault_agent;
 mod workload;
 

@@ -8,6 +8,8 @@ mod support;
 mod check;
 #[path = "commands/control.rs"]
 mod control;
+#[path = "commands/convert.rs"]
+mod convert;
 #[path = "commands/render.rs"]
 mod render;
 

@@ -10,6 +10,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 import alerts
 import chart
 import documents
+import injection
 from source import ROOT
 
 
@@ -45,6 +46,9 @@ def main():
         documents.check_restricted,
         documents.check_crd,
         documents.check_bookstore,
+        injection.check_injection_policy,
+        injection.check_injection_component,
+        injection.check_injection_recorded,
         documents.check_sidecar,
     ]
     if binary:
