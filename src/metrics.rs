@@ -70,6 +70,9 @@ impl EventOutcome {
     }
 }
 
+/// The states of a volume, as `leasehold ls` shows them.
+pub const VOLUME_STATES: [&str; 6] = ["live", "mounting", "retrying", "refused", "silent", "expired"];
+
 /// The node as its worker sees it. Times are deadlines: how far they are is computed when somebody asks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -83,6 +86,8 @@ pub struct Snapshot {
     pub nearest_expiry: Option<BootTime>,
     /// When the first session has no ServiceAccount token left to log in again with.
     pub nearest_login_end: Option<BootTime>,
+    /// Volumes by state, in the order of [`VOLUME_STATES`].
+    pub states: [usize; VOLUME_STATES.len()],
     /// When the driver last called for the volume that it neglects longest, of those that are mounted.
     pub oldest_call: Option<BootTime>,
     /// The longest life that a login was granted, of the sessions that live.
@@ -133,6 +138,11 @@ struct ModeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: Label,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabels {
     kind: Label,
 }
@@ -174,6 +184,11 @@ pub struct Metrics {
     volumes: Family<ModeLabels, Gauge>,
     expiry: Optional,
     login: Optional,
+    oldest_call: Optional,
+    longest_session: Optional,
+    states: Family<StateLabels, Gauge>,
+    stale: Gauge,
+    watches: Counter<u64, AtomicU64>,
     owed: Family<KindLabels, Gauge>,
     queued: Family<LaneLabels, Gauge>,
     snapshot: Mutex<Snapshot>,
@@ -208,6 +223,11 @@ impl Metrics {
         let volumes = Family::default();
         let expiry = Optional::default();
         let login = Optional::default();
+        let oldest_call = Optional::default();
+        let longest_session = Optional::default();
+        let states = Family::default();
+        let stale = Gauge::default();
+        let watches = Counter::default();
         let owed = Family::default();
         let queued = Family::default();
         let swaps = Family::default();
@@ -245,6 +265,33 @@ impl Metrics {
              brings one",
             Unit::Seconds,
             login.clone(),
+        );
+        registry.register_with_unit(
+            "oldest_call",
+            "Time since the driver last called for the volume that it neglects longest; absent without a volume. Far above \
+             its rotationPollInterval, enableSecretRotation is off",
+            Unit::Seconds,
+            oldest_call.clone(),
+        );
+        registry.register_with_unit(
+            "longest_session",
+            "The longest life that a session of this node was granted: for so long a reboot leaves leases behind. Bound it by \
+             token_ttl and token_max_ttl of the role",
+            Unit::Seconds,
+            longest_session.clone(),
+        );
+        registry.register("volume_states", "Volumes by state, as leasehold ls shows them", states.clone());
+        registry.register(
+            "stale_volumes",
+            "Volumes whose files may be behind the store: a read, a replacement or a renewal of theirs fails. leasehold ls \
+             has the reason",
+            stale.clone(),
+        );
+        registry.register(
+            "watch_restarts",
+            "Times that the watch of the mount table ended and was started anew; until then unmounts were seen within 30 s \
+             only",
+            watches.clone(),
         );
         registry.register(
             "revocations_owed",
@@ -290,6 +337,11 @@ impl Metrics {
             volumes,
             expiry,
             login,
+            oldest_call,
+            longest_session,
+            states,
+            stale,
+            watches,
             owed,
             queued,
             snapshot: Mutex::default(),
@@ -354,6 +406,11 @@ impl Metrics {
         self.queued.get_or_create(&LaneLabels { lane }).set(whole(count));
     }
 
+    /// Counts a watch of the mount table that was started anew.
+    pub fn watch_restarted(&self) {
+        self.watches.inc();
+    }
+
     /// Takes the node's state, until the next.
     pub fn observed(&self, snapshot: Snapshot) {
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
@@ -373,6 +430,20 @@ impl Metrics {
             ("unmanaged", snapshot.unmanaged),
         ] {
             self.volumes.get_or_create(&ModeLabels { mode: Label(mode) }).set(whole(count));
+        }
+        for (state, count) in VOLUME_STATES.into_iter().zip(snapshot.states) {
+            self.states.get_or_create(&StateLabels { state: Label(state) }).set(whole(count));
+        }
+        self.stale.set(whole(snapshot.stale));
+        let age = snapshot.oldest_call.map(|at| at.until(now).as_secs_f64());
+        let longest = snapshot.longest_session.map(|ttl| ttl.as_secs_f64());
+        for (gauge, value) in [(&self.oldest_call, age), (&self.longest_session, longest)] {
+            match value {
+                Some(value) => {
+                    gauge.get_or_create(&[]).set(value);
+                }
+                None => gauge.clear(),
+            }
         }
         for (kind, count) in [("session", snapshot.sessions_owed), ("lease", snapshot.leases_owed)] {
             self.owed.get_or_create(&KindLabels { kind: Label(kind) }).set(whole(count));
@@ -425,6 +496,10 @@ mod tests {
             nearest_expiry: Some(BootTime::from_millis(160_500)),
             nearest_login_end: Some(BootTime::from_millis(90_000)),
             leases_owed: 2,
+            states: [4, 0, 0, 1, 0, 2],
+            oldest_call: Some(BootTime::from_millis(70_000)),
+            longest_session: Some(Duration::from_secs(3600)),
+            stale: 3,
             ..Snapshot::default()
         });
         let text = metrics.render(now);
@@ -436,6 +511,11 @@ mod tests {
             "leasehold_request_duration_seconds_count{operation=\"fetch\"} 1",
             "leasehold_policy_refusals_total{provider=\"openbao\"} 1",
             "leasehold_volumes{mode=\"driver-written\"} 7",
+            "leasehold_volume_states{state=\"live\"} 4",
+            "leasehold_volume_states{state=\"expired\"} 2",
+            "leasehold_oldest_call_seconds 30.0",
+            "leasehold_longest_session_seconds 3600.0",
+            "leasehold_stale_volumes 3",
             "leasehold_volumes{mode=\"provider-written\"} 0",
             "leasehold_nearest_expiry_seconds 60.5",
             "leasehold_nearest_login_end_seconds -10.0",

@@ -1,13 +1,13 @@
 //! What the node's gauges show, computed from the core in one pass.
 
 use crate::{
-    clock::BootTime,
+    clock::{BootTime, boot_now},
     lifecycle::{
         Lifecycle,
         session::SessionState,
         volume::{Mode, Retired},
     },
-    metrics::Snapshot,
+    metrics::{Snapshot, VOLUME_STATES},
 };
 
 /// The state of all volumes and sessions; `unmanaged` is known to the worker alone.
@@ -23,6 +23,10 @@ pub(super) fn snapshot(core: &Lifecycle, unmanaged: usize) -> Snapshot {
                 Retired::Session(_) => snapshot.sessions_owed += 1,
                 Retired::Lease(..) => snapshot.leases_owed += 1,
             }
+        }
+        let state = super::report::state(volume, boot_now());
+        if let Some(at) = VOLUME_STATES.iter().position(|name| *name == state) {
+            snapshot.states[at] += 1;
         }
         if volume.installed.is_some() && volume.mounted {
             earliest(&mut snapshot.oldest_call, volume.last_mount);

@@ -101,6 +101,22 @@ pub(super) fn unmanaged<'a>(
         .filter(|key| writer::inspect(key.path()).is_ok_and(|found| found.data.is_some()))
 }
 
+/// In which state a volume is, as `ls` and the metrics name it.
+pub(super) fn state(volume: &crate::lifecycle::volume::Volume, now: BootTime) -> &'static str {
+    let installed = volume.installed.as_ref();
+    let mut known = installed.iter().flat_map(|installed| installed.dependencies.values());
+    let expired = known.any(|dependency| dependency.dies().is_some_and(|at| at <= now));
+    let failing = volume.attempt.as_ref().is_some_and(|attempt| attempt.failure.is_some());
+    match (installed, &volume.refused) {
+        (_, Some(_)) => "refused",
+        (None, None) if failing => "retrying",
+        (None, None) => "mounting",
+        (Some(_), None) if volume.silent => "silent",
+        (Some(_), None) if expired => "expired",
+        (Some(_), None) => "live",
+    }
+}
+
 fn managed(
     core: &Lifecycle,
     key: &VolumeKey,
@@ -126,17 +142,8 @@ fn managed(
             }
         })
         .collect();
-    let mut known = installed.iter().flat_map(|installed| installed.dependencies.values());
-    let expired = known.any(|dependency| dependency.dies().is_some_and(|at| at <= now));
     let failing = volume.attempt.as_ref().and_then(|attempt| attempt.failure.as_ref());
-    let state = match (installed, &volume.refused) {
-        (_, Some(_)) => "refused",
-        (None, None) if failing.is_some() => "retrying",
-        (None, None) => "mounting",
-        (Some(_), None) if volume.silent => "silent",
-        (Some(_), None) if expired => "expired",
-        (Some(_), None) => "live",
-    };
+    let state = state(volume, now);
     let session = installed.and_then(|installed| core.sessions().get(&installed.session));
     let error = volume
         .refused

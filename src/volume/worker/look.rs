@@ -8,7 +8,7 @@ use super::{GAUGES, Worker};
 use crate::{
     backend::SecretBackend,
     lifecycle::{Event, volume::Mode},
-    projection::mounts::MountTable,
+    projection::mounts::{MountTable, MountWatch},
     volume::{FailureKind, MountFailure, VolumeKey, report},
 };
 
@@ -67,6 +67,12 @@ impl<B: SecretBackend> Worker<B> {
     /// Which of our volumes are still in the mount table.
     pub(super) fn look(&mut self) {
         let Some(root) = self.targets.kubelet_root() else { return };
+        if self.mounts.is_none()
+            && let Ok(watch) = MountWatch::open()
+        {
+            self.mounts = Some(watch);
+            self.metrics.watch_restarted();
+        }
         let table = match MountTable::read() {
             Ok(table) => table,
             Err(error) => {
