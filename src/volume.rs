@@ -69,7 +69,7 @@ impl std::hash::Hash for VolumeKey {
 impl VolumeKey {
     /// A key for `path`, which the edge has checked to be a volume of the kubelet's.
     pub fn new(path: PathBuf) -> Self {
-        Self(path.into())
+        Self(path.components().collect::<PathBuf>().into())
     }
 
     /// The target path.

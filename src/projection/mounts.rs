@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io,
     os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
@@ -118,12 +118,14 @@ impl MountTable {
     /// The topmost mount exactly at `path`, which must be free of symbolic links
     /// (see [`resolve`](super::target::resolve)).
     pub fn find(&self, path: &Path) -> Option<&MountEntry> {
-        self.entries.iter().rfind(|entry| entry.mount_point == path)
+        // By its bytes: the kernel writes a path in one way only, and a node's table has a line per volume.
+        let path: PathBuf = path.components().collect();
+        self.entries.iter().rfind(|entry| entry.mount_point.as_os_str() == path.as_os_str())
     }
 
     /// The topmost mount at every path, for who looks for many: a node's table has a line per volume.
-    pub fn topmost(&self) -> HashMap<&Path, &MountEntry> {
-        self.entries.iter().map(|entry| (entry.mount_point.as_path(), entry)).collect()
+    pub fn topmost(&self) -> HashMap<&OsStr, &MountEntry> {
+        self.entries.iter().map(|entry| (entry.mount_point.as_os_str(), entry)).collect()
     }
 
     /// The mount that contains `path`: the topmost one at its longest prefix.

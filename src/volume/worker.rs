@@ -53,6 +53,8 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 const JUMP: Duration = Duration::from_secs(5);
 /// A burst of mount table changes is one look: a node that starts fifty pods changes it hundreds of times.
 const SETTLE: Duration = Duration::from_millis(100);
+/// An unmount is acted on within two seconds, whatever else changes the table.
+const LONGEST_SETTLE: Duration = Duration::from_secs(1);
 /// EX_SOFTWARE of sysexits.h.
 const EXIT_DEFECT: i32 = 70;
 /// The gauges are brought level with a change within this time: a burst of changes is counted once.
@@ -103,6 +105,8 @@ pub(super) struct Worker<B> {
     last_call: u64,
     /// When the mount table is looked at next, whatever wakes us.
     look_at: Instant,
+    /// How long the last look took.
+    look_cost: Duration,
     /// Found at the last look; some may be managed since.
     unmanaged: Vec<VolumeKey>,
     /// When the gauges are due.
@@ -146,6 +150,7 @@ impl<B: SecretBackend> Worker<B> {
             last_call: 0,
             // What was mounted before us is found by the first look.
             look_at: Instant::now(),
+            look_cost: Duration::ZERO,
             unmanaged: Vec::new(),
             gauges_at: Some(Instant::now()),
         };
@@ -251,7 +256,11 @@ impl<B: SecretBackend> Worker<B> {
                     Err(error) => error!(%error, "a rendering was lost"),
                 },
                 changed = changed => match changed {
-                    Ok(()) => self.look_at = self.look_at.min(Instant::now() + SETTLE),
+                    Ok(()) => {
+                        // A look at thousands of volumes may not fill the time between two looks.
+                        let settle = SETTLE.max(self.look_cost * 10).min(LONGEST_SETTLE);
+                        self.look_at = self.look_at.min(Instant::now() + settle);
+                    }
                     Err(error) => {
                         error!(%error, "the watch of the mount table ended: unmounts are seen within 30 s only");
                         self.mounts = None;
@@ -266,8 +275,10 @@ impl<B: SecretBackend> Worker<B> {
             }
             last = woke;
             if self.look_at <= Instant::now() {
-                self.look_at = Instant::now() + LONGEST_SLEEP;
+                let began = Instant::now();
+                self.look_at = began + LONGEST_SLEEP;
                 self.look();
+                self.look_cost = began.elapsed();
             }
             self.guard("timers", None, |worker| worker.core.handle_timeout(woke));
         }

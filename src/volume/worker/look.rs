@@ -92,7 +92,7 @@ impl<B: SecretBackend> Worker<B> {
                 if !pod.exists() {
                     left.push(key.clone());
                 }
-            } else if !topmost.get(key.path()).is_some_and(|entry| entry.is_tmpfs()) {
+            } else if !topmost.get(key.path().as_os_str()).is_some_and(|entry| entry.is_tmpfs()) {
                 gone.push(key.clone());
             }
         }
