@@ -476,13 +476,13 @@ impl Load {
             ("live leases", self.leases as f64, 50_000.0 * scale),
             (
                 "peak second / mean, steady",
-                peak(&self.steady_load) / (self.steady.units / self.steady_seconds),
+                peak(&self.steady_load, scale) / (self.steady.units / self.steady_seconds),
                 2.5,
             ),
             ("outage: requests/s of a node", self.outage_rate, 0.05),
             ("recovery: s", self.recovery_seconds, self.minimum(scale) * 1.3),
             ("recovery: offered / served", self.offered_to_served(), 1.2),
-            ("recovery: peak second / mean", self.recovery_peak(), 2.5),
+            ("recovery: peak second / mean", self.recovery_peak(scale), 2.5),
             ("recovery: new mounts wait, p99 s", self.wait_p99(), 5.0),
         ] {
             let _ = writeln!(text, "{name:<34}{seen:>12.3}{target:>12.3}");
@@ -494,8 +494,8 @@ impl Load {
         self.recovery.units / self.recovered.units
     }
 
-    pub(crate) fn recovery_peak(&self) -> f64 {
-        peak(&self.recovery_load) / (self.recovery.units / self.recovery_seconds)
+    pub(crate) fn recovery_peak(&self, scale: f64) -> f64 {
+        peak(&self.recovery_load, scale) / (self.recovery.units / self.recovery_seconds)
     }
 
     pub(crate) fn wait_p99(&self) -> f64 {
@@ -510,8 +510,15 @@ impl Load {
     }
 }
 
-fn peak(load: &BTreeMap<u64, f64>) -> f64 {
-    load.values().copied().fold(0.0, f64::max)
+/// Units per second of the busiest second of the whole fleet. A part of it is looked at for as many seconds as
+/// it takes for as many requests: of fewer, chance would make the peak.
+fn peak(load: &BTreeMap<u64, f64>, scale: f64) -> f64 {
+    let window = (1.0 / scale).ceil().max(1.0);
+    let mut windows: BTreeMap<u64, f64> = BTreeMap::new();
+    for (second, units) in load {
+        *windows.entry(second / window as u64).or_default() += units;
+    }
+    windows.into_values().fold(0.0, f64::max) / window
 }
 
 /// A fleet in parts, each with its share of the server: as many at a time as there are cores.
