@@ -262,3 +262,74 @@ template {{
     assert_eq!(refused.wait(SOON).await.code(), Some(64), "{}", refused.log());
     assert!(refused.log().contains("sink"), "{}", refused.log());
 }
+
+#[tokio::test]
+async fn a_link_planted_above_a_folder_leads_nothing_astray() {
+    let pod = Pod::new("planted").await;
+    pod.put("a", "one").await;
+    let folder = |below: &str| {
+        format!(
+            "{}folders:\n- path: {}/{below}\n  objects: [{}]\n",
+            pod.head(),
+            pod.path("secrets").display(),
+            pod.kv("a")
+        )
+    };
+    pod.replace("config/agent.yaml", &folder("sub/folder"));
+    let mut agent = pod.agent(&[]);
+    pod.ready(&mut agent).await;
+    assert_eq!(pod.read("secrets/sub/folder/a").unwrap(), "one");
+
+    // Whoever may write to the emptyDir moves the folder away and leaves a link in its place.
+    let (sub, away, elsewhere) =
+        (pod.path("secrets/sub"), pod.path("secrets/away"), pod.path("secrets/elsewhere"));
+    let root = pod.path("secrets");
+    pod.within(move || {
+        fs::create_dir_all(elsewhere.join("folder")).unwrap();
+        fs::rename(&sub, &away).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &sub).unwrap();
+        // What a write by path would do.
+        fs::write(root.join("sub/folder/naive"), "").unwrap();
+        assert!(elsewhere.join("folder/naive").exists());
+    });
+    pod.put("a", "two").await;
+    pod.refresh().await;
+    agent.logged("a symbolic link is in its path", SOON).await;
+    assert!(pod.read("secrets/elsewhere/folder/a").is_err(), "{}", agent.log());
+
+    let (sub, away) = (pod.path("secrets/sub"), pod.path("secrets/away"));
+    pod.within(move || {
+        fs::remove_file(&sub).unwrap();
+        fs::rename(&away, &sub).unwrap();
+    });
+    pod.refresh().await;
+    until("the folder is true again", SOON, async || {
+        (pod.read("secrets/sub/folder/a").ok()? == "two").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn files_that_somebody_removed_come_back() {
+    let pod = Pod::new("removed").await;
+    pod.put("a", "one").await;
+    pod.configure(&[pod.kv("a")], "");
+    let mut agent = pod.agent(&[]);
+    pod.ready(&mut agent).await;
+    let secrets = pod.path("secrets");
+    pod.within(move || {
+        for entry in fs::read_dir(secrets).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() && !path.is_symlink() {
+                fs::remove_dir_all(path)
+            } else {
+                fs::remove_file(path)
+            }
+            .unwrap();
+        }
+    });
+    assert!(pod.read("secrets/a").is_err());
+    // Asking again is what finds it; the agent does so every half minute, and when told.
+    agent.signal(Signal::SIGHUP);
+    until("the file is back", SOON, async || pod.read("secrets/a").ok()).await;
+}

@@ -106,7 +106,8 @@ impl<B: SecretBackend> Worker<B> {
         let written = writer::write(WriteRequest {
             target: plan.key.path(),
             identity,
-            previous,
+            // In a folder of our pod no driver removes anything: what is gone was removed by whom may write there.
+            previous: previous.filter(|_| self.targets.kubelet_root().is_some()),
             payload,
             contents_as_before: unchanged,
             root_mtime: RootMtime::Restore,
