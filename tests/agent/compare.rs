@@ -335,11 +335,7 @@ async fn compare() {
         bare.push(bench.bare().await);
     }
     let bare = median(bare);
-    println!(
-        "
-| | leasehold agent | bao agent |
-|---|---|---|"
-    );
+    println!("\n| | leasehold agent | bao agent |\n|---|---|---|");
     let row = |what: &str, ours: String, theirs: String| println!("| {what} | {ours} | {theirs} |");
     let (ours, our_requests) = starts(&bench, Which::Leasehold).await;
     let (theirs, their_requests) = starts(&bench, Which::Bao).await;
@@ -361,9 +357,13 @@ async fn compare() {
         roles_minted(&bench, Which::Leasehold, "broken-l"),
         roles_minted(&bench, Which::Bao, "broken-b")
     );
-    row("database users minted in a minute with broken ", ours.to_string(), theirs.to_string());
+    row(
+        "database users minted in a minute with broken `renew_statements`",
+        ours.to_string(),
+        theirs.to_string(),
+    );
     let [ours, theirs] = after_delete_version_after(&bench).await;
-    row("after  was set and a value written", ours, theirs);
+    row("after `delete_version_after` was set and a value written", ours, theirs);
     let [ours, theirs] = after_revocation(&bench).await;
     row("after its token was revoked", ours, theirs);
 }
