@@ -15,6 +15,7 @@ pub mod yaml;
 
 mod der;
 mod keys;
+mod quote;
 
 use serde_json::{Map, Value as Json};
 

@@ -3,6 +3,8 @@
 
 use serde_json::Value as Json;
 
+use super::quote;
+
 /// `json.Marshal`.
 pub fn to_text(value: &Json) -> String {
     let mut out = String::new();
@@ -74,21 +76,12 @@ fn line(out: &mut String, indent: Option<usize>) {
 }
 
 fn quote(out: &mut String, text: &str, html: bool) {
-    out.push('"');
-    for character in text.chars() {
-        match character {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            '<' | '>' | '&' if html => out.push_str(&format!("\\u{:04x}", u32::from(character))),
-            '\u{2028}' | '\u{2029}' => out.push_str(&format!("\\u{:04x}", u32::from(character))),
-            c if c < ' ' => out.push_str(&format!("\\u{:04x}", u32::from(c))),
-            c => out.push(c),
-        }
-    }
-    out.push('"');
+    quote::quote(out, text, |character| {
+        let escaped = match character {
+            '<' | '>' | '&' => html,
+            '\u{2028}' | '\u{2029}' => true,
+            other => other < ' ',
+        };
+        escaped.then(|| format!("\\u{:04x}", u32::from(character)))
+    });
 }

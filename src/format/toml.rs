@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value as Json};
 
+use super::quote;
+
 /// Writes a map; `None` when it is none, or holds a null, which TOML has not.
 pub fn to_text(value: &Json) -> Option<String> {
     let mut out = String::new();
@@ -71,19 +73,7 @@ fn key(name: &str) -> String {
 }
 
 fn quote(out: &mut String, text: &str) {
-    out.push('"');
-    for character in text.chars() {
-        match character {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            c if c < ' ' || c == '\u{7f}' => out.push_str(&format!("\\u{:04X}", u32::from(c))),
-            c => out.push(c),
-        }
-    }
-    out.push('"');
+    quote::quote(out, text, |character| {
+        (character < ' ' || character == '\u{7f}').then(|| format!("\\u{:04X}", u32::from(character)))
+    });
 }

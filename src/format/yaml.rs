@@ -3,6 +3,8 @@
 
 use serde_json::Value as Json;
 
+use super::quote;
+
 /// Writes a document, with its line end.
 pub fn to_text(value: &Json) -> String {
     let mut out = String::new();
@@ -184,27 +186,19 @@ fn number_like(body: &str) -> bool {
 }
 
 fn double_quoted(out: &mut String, text: &str) {
-    out.push('"');
-    for character in text.chars() {
-        match character {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\0' => out.push_str("\\0"),
-            '\u{7}' => out.push_str("\\a"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{b}' => out.push_str("\\v"),
-            '\u{c}' => out.push_str("\\f"),
-            '\u{1b}' => out.push_str("\\e"),
-            '\u{85}' => out.push_str("\\N"),
-            '\u{2028}' => out.push_str("\\L"),
-            '\u{2029}' => out.push_str("\\P"),
-            c if printable(c) => out.push(c),
-            c if u32::from(c) < 0x100 => out.push_str(&format!("\\x{:02X}", u32::from(c))),
-            c => out.push_str(&format!("\\u{:04X}", u32::from(c))),
-        }
-    }
-    out.push('"');
+    quote::quote(out, text, |character| {
+        let short = match character {
+            '\0' => '0',
+            '\u{7}' => 'a',
+            '\u{b}' => 'v',
+            '\u{1b}' => 'e',
+            '\u{85}' => 'N',
+            '\u{2028}' => 'L',
+            '\u{2029}' => 'P',
+            c if printable(c) => return None,
+            c if u32::from(c) < 0x100 => return Some(format!("\\x{:02X}", u32::from(c))),
+            c => return Some(format!("\\u{:04X}", u32::from(c))),
+        };
+        Some(format!("\\{short}"))
+    });
 }

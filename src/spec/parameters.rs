@@ -187,7 +187,7 @@ impl<'a> Reader<'a> {
         let pod = reader.pod(defaults);
         let mode = reader.mode();
         let mut objects = reader.objects(owner, &pod);
-        for object in objects.iter_mut().flatten().filter(|object| object.file().is_some()) {
+        for object in objects.iter_mut().flatten().filter(|object| !object.is_input()) {
             object.mode = object.mode.or(mode);
         }
         let Findings { errors, warnings, .. } = self.findings;
@@ -529,11 +529,36 @@ fn check_names(entries: &[Entry], findings: &mut Findings) {
             findings.error(object_error(entry, "objectName", reason));
         }
     }
+    let mut written: BTreeMap<String, &str> = plain.iter().map(|&name| (name.to_owned(), name)).collect();
+    for entry in files() {
+        let name = entry.object.name();
+        for file in certain_files(&entry.object) {
+            if let Some(other) = written.insert(file.clone(), name) {
+                let reason =
+                    format!("{} is the file of object {} too", values::quote(&file), values::quote(other));
+                findings.error(object_error(entry, "extract", reason));
+            }
+        }
+    }
     // An entry that did not parse may be the file.
     if findings.errors.is_empty() && !entries.is_empty() && files().next().is_none() {
         let reason = "has only entries with \"as\", none of which writes a file".to_owned();
         findings.error(SpecError::Objects { line: None, reason });
     }
+}
+
+/// Files of a folder that are known before its secret is read: keys that it takes by their very names.
+fn certain_files(object: &Object) -> Vec<String> {
+    let Source::Secret { part: Part::Extract(extract), .. } = &object.source else { return Vec::new() };
+    let literal = |key: &&String| !key.contains(['*', '?']);
+    let keys: BTreeSet<&String> = extract.include.iter().filter(literal).collect();
+    if !extract.exclude.is_empty() || !extract.rename.is_empty() {
+        return Vec::new();
+    }
+    let folder = object.file();
+    keys.into_iter()
+        .map(|key| folder.map_or_else(|| key.clone(), |folder| format!("{folder}/{key}")))
+        .collect()
 }
 
 /// Inputs: no two of one name, and one for every password that is taken from one.

@@ -419,3 +419,30 @@ fn generators_that_cannot_write_are_refused() {
         assert!(error.contains("secretPath"), "{error}");
     }
 }
+
+#[test]
+fn a_folder_that_names_a_key_writes_that_file() {
+    let read = |objects: &str| vault(&[("objects", objects)]).map(|parsed| parsed.spec.objects.len());
+    for objects in [
+        "- {objectName: db/password, secretPath: a/b}\n- {objectName: db, secretPath: a/c, extract: {include: [password]}}",
+        "- {objectName: db, secretPath: a/c, extract: {include: [x/password]}}\n\
+         - {objectName: db/x, secretPath: a/b, extract: {include: [password]}}",
+        "- {objectName: password, secretPath: a/b}\n- {objectName: ., secretPath: a/c, extract: {include: [password]}}",
+    ] {
+        let error = read(objects).unwrap_err();
+        assert!(
+            error.to_string().contains("extract: ")
+                && error.to_string().contains("password\" is the file of object"),
+            "{error}"
+        );
+        assert_eq!(error.line(), Some(2));
+    }
+    for objects in [
+        "- {objectName: db/password, secretPath: a/b}\n- {objectName: db, secretPath: a/c, extract: {include: [p*]}}",
+        "- {objectName: db/password, secretPath: a/b}\n\
+         - {objectName: db, secretPath: a/c, extract: {include: [password], exclude: [password]}}",
+        "- {objectName: db, secretPath: a/c, extract: {include: [password, password]}}",
+    ] {
+        assert!(read(objects).is_ok(), "{objects}");
+    }
+}
