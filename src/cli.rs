@@ -662,6 +662,6 @@ mod tests {
             assert_eq!(argument.get_env().unwrap().to_str().unwrap(), variable);
             seen += 1;
         }
-        assert_eq!(seen, 19 + 2 * 9, "a flag was added: say so here");
+        assert_eq!(seen, 22 + 2 * 9, "a flag was added: say so here");
     }
 }

@@ -311,6 +311,8 @@ impl Provider {
         };
         let mut phase = self.shared.phase.clone();
         let in_time = tokio::select! {
+            // First, also where no time is left: only then is it known whom we wait for.
+            biased;
             answer = answer => Some(answer),
             () = tokio::time::sleep_until(arrival.answer_by().into()) => None,
             () = Phase::Closing.reached(&mut phase) => Some(Err(MountFailure::new(
