@@ -64,6 +64,7 @@ pub struct Leasehold {
 impl Leasehold {
     /// Starts it and waits until each of its sockets accepts: it binds them last.
     pub async fn start(node: &Arc<Node>, launch: Launch) -> Self {
+        super::install_tls_provider();
         let health_port = free_port();
         let process = spawn(node, &launch, health_port);
         let mut leasehold =
