@@ -35,6 +35,10 @@ pub(super) const REGRESSIONS_BELIEVED: u32 = 4;
 /// and by 2.2 s at most as measured.
 const ABSENT_TRIES: u32 = 4;
 
+/// What a process had in flight when it was killed may still be at work in the server: a lease made after the
+/// session was revoked would outlive it. The slowest measured, a database user, takes half a second.
+const LATE_ANSWER: Duration = Duration::from_secs(10);
+
 /// A credential with less life than this left is not worth writing.
 const BRIEF: Duration = Duration::from_secs(5);
 
@@ -1428,6 +1432,9 @@ impl Lifecycle {
         let swapped = volume.attempt.as_ref().is_some_and(|attempt| attempt.phase == Phase::Swapping)
             && on_disk.is_some()
             && on_disk != volume.installed.as_ref().and_then(|installed| installed.version_dir.as_deref());
+        let in_flight =
+            |attempt: &&Attempt| attempt.needs.values().any(|need| matches!(need, Need::InFlight(_)));
+        let unanswered = volume.attempt.as_ref().filter(in_flight).map(|attempt| attempt.session);
         self.volumes.insert(key.clone(), volume.clone());
         if volume.is_live() && swapped {
             let attempt = volume.attempt.as_mut().expect("swapped says there is one");
@@ -1447,6 +1454,13 @@ impl Lifecycle {
                 // Never answered: the kubelet's retry starts anew, what was made is given back.
                 self.forget_volume(&key, now);
             }
+        }
+        if let Some(record) = unanswered.and_then(|id| self.sessions.get_mut(&id))
+            && let SessionState::Retiring(at) = record.state
+        {
+            record.state = SessionState::Retiring(at.max(now + LATE_ANSWER));
+            // Nor does the pod's end hurry it.
+            record.retired_from = None;
         }
     }
 }
