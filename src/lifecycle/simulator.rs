@@ -614,7 +614,8 @@ impl World {
             return;
         }
         self.call(pod, first);
-        if self.pods[pod].twice && self.below(4) == 0 {
+        // A process that the first call saw die takes no second one.
+        if self.pods[pod].twice && self.below(4) == 0 && !self.node.dead {
             self.call(pod, first);
         }
         if !first {
