@@ -837,6 +837,8 @@ impl Lifecycle {
             attempt.needs.iter().filter(|(other, need)| **other != id && matches!(need, Need::Wanted));
         let failing: Vec<DependencyId> = failing.map(|(other, _)| *other).collect();
         let former = attempt.needs.insert(id, need);
+        // Before anything is left out: what is shown beside `id` would be asked for again at once otherwise.
+        carry::widen(&attempt.spec, &mut attempt.needs);
         let Phase::Waiting(Some(until)) = attempt.phase else { return };
         let backoff = attempt.backoff;
         // Where nothing is missing it was rendering or writing that failed, and has its own time.
@@ -855,9 +857,6 @@ impl Lifecycle {
                 known.backoff = backoff;
                 known.wait_until = Some(until);
             }
-        }
-        if let Some(attempt) = &mut volume.attempt {
-            carry::widen(&attempt.spec, &mut attempt.needs);
         }
         if !waits {
             self.resume(key, now);
