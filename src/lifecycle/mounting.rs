@@ -63,7 +63,7 @@ impl Aim {
     }
 
     /// What must be asked for, in the installed session or in another one.
-    fn wanted(&self, volume: &Volume, same_session: bool) -> BTreeSet<DependencyId> {
+    fn wanted(&self, volume: &Volume, same_session: bool, now: BootTime) -> BTreeSet<DependencyId> {
         let requests = || self.spec.requests().into_keys();
         let Some(installed) = &volume.installed else { return requests().collect() };
         // A lease dies with the session that made it; a value without one is as good in any.
@@ -74,7 +74,10 @@ impl Aim {
         let keeps_plan = matches!(self.reason, Reason::Changed | Reason::Replace(_) | Reason::HandOver(_));
         let mut anew: BTreeSet<DependencyId> = self.anew.into_iter().collect();
         if !(keeps_plan && volume.mode == Mode::ProviderWritten) {
-            anew.extend(requests().filter(|id| !is_held(id)));
+            // Files that are made for the first time never show what is dead already.
+            let is_dead =
+                |id: &DependencyId| installed.dependencies.get(id).is_some_and(|known| dead(known, now));
+            anew.extend(requests().filter(|id| !is_held(id) || is_dead(id)));
             return anew;
         }
         if !same_session {
@@ -166,7 +169,8 @@ impl Lifecycle {
         let call = call_of(&mount, now);
         let volume = &self.volumes[key];
         let installed = volume.installed.as_ref().expect("the caller checked that the volume is live");
-        let same = installed.digest == mount.digest;
+        let installed_digest = installed.digest;
+        let same = installed_digest == mount.digest;
         let spec = match mount.plan {
             // What runs was agreed to. Only policy takes it back: an API server that is down does not, nor does
             // a successor of ours that reads the class more strictly.
@@ -176,7 +180,17 @@ impl Lifecycle {
                 } else if !same {
                     self.reject_edit(key, failure.message);
                 }
-                self.answer_installed(key, vec![call.id], now);
+                // A replacement of what runs has no other way to the driver than this Mount.
+                let volume = &self.volumes[key];
+                let keeps = |attempt: &Attempt| attempt.digest == installed_digest;
+                if volume.mode == Mode::DriverWritten
+                    && volume.refused.is_none()
+                    && volume.attempt.as_ref().is_none_or(keeps)
+                {
+                    self.mount_driver_written(key, call, was_silent, now);
+                } else {
+                    self.answer_installed(key, vec![call.id], now);
+                }
                 return;
             }
             Ok(spec) => spec,
@@ -215,7 +229,7 @@ impl Lifecycle {
 
     fn mount_driver_written(&mut self, key: &VolumeKey, call: Call, was_silent: bool, now: BootTime) {
         let volume = self.volumes.get_mut(key).expect("the caller looked it up");
-        let dead = |attempt: &Attempt| {
+        let died = |attempt: &Attempt| {
             let ends = |need: &Need| match need {
                 Need::Got(dependency) => dependency.ends(),
                 Need::Wanted | Need::InFlight(_) | Need::Reuse | Need::Carried => None,
@@ -224,7 +238,7 @@ impl Lifecycle {
         };
         if let Some(attempt) = volume.attempt.as_ref()
             && attempt.phase == Phase::Ready
-            && dead(attempt)
+            && died(attempt)
         {
             let (spec, digest) = (Arc::clone(&attempt.spec), attempt.digest);
             self.abandon(key, "the replacement died before a Mount came for it", now);
@@ -308,9 +322,16 @@ impl Lifecycle {
             }
         }
         // What was minted and then had to wait, for space or for a Mount, may have died meanwhile.
-        for need in attempt.needs.values_mut() {
-            if matches!(need, Need::Got(dependency) if dependency.ends().is_some_and(|ends| ends <= now + BRIEF))
-            {
+        let other_files = matches!(attempt.reason, Reason::Edit | Reason::Repair);
+        for (id, need) in &mut attempt.needs {
+            let died = match need {
+                Need::Got(dependency) => dependency.ends().is_some_and(|ends| ends <= now + BRIEF),
+                Need::Reuse if other_files => installed
+                    .and_then(|installed| installed.dependencies.get(id))
+                    .is_some_and(|known| dead(known, now)),
+                Need::Reuse | Need::Wanted | Need::InFlight(_) | Need::Carried => false,
+            };
+            if died {
                 *need = Need::Wanted;
             }
         }
@@ -375,12 +396,12 @@ impl Lifecycle {
     /// Starts work on what is to be installed next. What keeps the installed plan true does not advance yet:
     /// the caller may have an answer for it already.
     pub(super) fn start(&mut self, key: &VolumeKey, aim: Aim, calls: Vec<Call>, now: BootTime) {
-        let wanted = aim.wanted(&self.volumes[key], true);
+        let wanted = aim.wanted(&self.volumes[key], true, now);
         let session = self.choose_session(key, &aim, &wanted);
         let Some(volume) = self.volumes.get_mut(key) else { return };
         let installed = volume.installed.as_ref();
         let same_session = installed.is_some_and(|installed| installed.session == session);
-        let wanted = if same_session { wanted } else { aim.wanted(volume, false) };
+        let wanted = if same_session { wanted } else { aim.wanted(volume, false, now) };
         let need = |id: DependencyId| {
             let known = installed.and_then(|installed| installed.dependencies.get(&id));
             let need = match known {
@@ -1462,6 +1483,11 @@ impl Lifecycle {
             record.retired_from = None;
         }
     }
+}
+
+/// Whether what is in the files lives no more.
+fn dead(known: &Dependency, now: BootTime) -> bool {
+    known.dies().is_some_and(|ends| ends <= now)
 }
 
 fn call_of(mount: &Mount, now: BootTime) -> Call {
