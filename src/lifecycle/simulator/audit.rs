@@ -156,6 +156,11 @@ pub(crate) fn asked(world: &mut World, op: OpId, lane: Lane, call: &Call) {
         Some(Op::Check(key, _, id, session)) => format!("check {key} {id:?} {session:?}"),
         Some(Op::RenewLease(_, _, _, lease)) => format!("renew {lease}"),
         Some(Op::RevokeLease(_, lease, _)) => format!("revoke {lease}"),
+        // A login with another ServiceAccount token is another request: the fresh one is what was waited for.
+        Some(Op::Login(id)) => match call {
+            Call::Login(token) => format!("login {id:?} {:?}", token.issued),
+            other => format!("login {id:?} {other:?}"),
+        },
         Some(other) => format!("{other:?}"),
         None => format!("{op:?}"),
     };
