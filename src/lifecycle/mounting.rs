@@ -379,10 +379,24 @@ impl Lifecycle {
         volume.refused = Some(why.clone());
         let session = volume.installed.as_ref().map(|installed| installed.session);
         if let Some(session) = session {
+            self.end_with_session(key, session);
             let overlap = self.overlap(key);
             self.leave_session(session, key, now + overlap, now);
         }
         self.note(Some(key), Note::Refused(why));
+    }
+
+    /// The session is kept up no more, and may not be there any more to tell of its end: its leases die by then.
+    fn end_with_session(&mut self, key: &VolumeKey, session: SessionId) {
+        let Some(ends) = self.sessions.get(&session).and_then(Session::ends) else { return };
+        let installed = self.volumes.get_mut(key).and_then(|volume| volume.installed.as_mut());
+        let dependencies = installed.into_iter().flat_map(|installed| installed.dependencies.values_mut());
+        for (_, term) in dependencies.filter_map(|known| known.lease.as_mut()) {
+            if term.ttl.is_zero() || term.ends() > ends {
+                // Zero would be for ever.
+                term.ttl = ends.since(term.since).max(Duration::from_millis(1));
+            }
+        }
     }
 
     /// The longest overlap of a volume's credentials.
