@@ -126,11 +126,16 @@ impl Lifecycle {
                 if !terms.revocable && !delivered {
                     self.note(first.as_ref(), Note::Unrevocable);
                 }
-                if !wanted {
+                // It got leases while the login waited: they do not come over to a session that did not make them.
+                let leased = succeeds.filter(|former| self.leased_user(*former).is_some());
+                if !wanted || (leased.is_some() && !own) {
                     self.retire_session(id, now, None);
+                    if let Some(former) = leased {
+                        self.hand_over(former, "its successor came too late", now);
+                    }
                     return;
                 }
-                if let Some(former) = succeeds {
+                if let Some(former) = succeeds.filter(|_| leased.is_none()) {
                     self.succeed(former, id, now);
                 }
                 if !terms.shareable || terms.num_uses > 0 || !terms.revocable {
@@ -512,6 +517,18 @@ impl Lifecycle {
         self.retime_session(id, now);
     }
 
+    /// The first of its users that holds leases made in it.
+    fn leased_user(&self, id: SessionId) -> Option<VolumeKey> {
+        let mut users = self.sessions.get(&id)?.users.iter();
+        let leased = users.find(|key| {
+            self.volumes.get(*key).and_then(|volume| volume.installed.as_ref()).is_some_and(|installed| {
+                installed.session == id
+                    && installed.dependencies.values().any(|dependency| dependency.lease.is_some())
+            })
+        });
+        leased.cloned()
+    }
+
     /// Replaces a session before it dies, or because it died.
     pub(super) fn hand_over(&mut self, id: SessionId, why: &str, now: BootTime) {
         let Some(record) = self.sessions.get_mut(&id) else { return };
@@ -519,13 +536,7 @@ impl Lifecycle {
         record.wait_until = Some(now + Duration::from_secs(30));
         let identity = record.identity.clone();
         let users: Vec<VolumeKey> = record.users.iter().cloned().collect();
-        let leased = users.iter().find(|key| {
-            self.volumes.get(*key).and_then(|volume| volume.installed.as_ref()).is_some_and(|installed| {
-                installed.session == id
-                    && installed.dependencies.values().any(|dependency| dependency.lease.is_some())
-            })
-        });
-        if let Some(key) = leased.cloned() {
+        if let Some(key) = self.leased_user(id) {
             self.hand_over_volume(&key, why, now);
             return;
         }
