@@ -229,9 +229,11 @@ impl Lifecycle {
 
     fn mount_driver_written(&mut self, key: &VolumeKey, call: Call, was_silent: bool, now: BootTime) {
         let volume = self.volumes.get_mut(key).expect("the caller looked it up");
+        let sessions = &self.sessions;
         let died = |attempt: &Attempt| {
+            let session = sessions.get(&attempt.session);
             let ends = |need: &Need| match need {
-                Need::Got(dependency) => dependency.ends(),
+                Need::Got(dependency) => ends_in(dependency, session),
                 Need::Wanted | Need::InFlight(_) | Need::Reuse | Need::Carried => None,
             };
             attempt.needs.values().filter_map(ends).any(|ends| ends <= now)
@@ -322,10 +324,11 @@ impl Lifecycle {
             }
         }
         // What was minted and then had to wait, for space or for a Mount, may have died meanwhile.
+        let session = self.sessions.get(&attempt.session);
         let other_files = matches!(attempt.reason, Reason::Edit | Reason::Repair);
         for (id, need) in &mut attempt.needs {
             let died = match need {
-                Need::Got(dependency) => dependency.ends().is_some_and(|ends| ends <= now + BRIEF),
+                Need::Got(dependency) => ends_in(dependency, session).is_some_and(|ends| ends <= now + BRIEF),
                 Need::Reuse if other_files => installed
                     .and_then(|installed| installed.dependencies.get(id))
                     .is_some_and(|known| dead(known, now)),
@@ -1502,6 +1505,12 @@ impl Lifecycle {
 /// Whether what is in the files lives no more.
 fn dead(known: &Dependency, now: BootTime) -> bool {
     known.dies().is_some_and(|ends| ends <= now)
+}
+
+/// When what was got in `session` ends: a lease ends with it at the latest.
+fn ends_in(dependency: &Dependency, session: Option<&Session>) -> Option<BootTime> {
+    let session = session.filter(|_| dependency.lease.is_some()).and_then(Session::ends);
+    dependency.ends().into_iter().chain(session).min()
 }
 
 fn call_of(mount: &Mount, now: BootTime) -> Call {
