@@ -897,6 +897,10 @@ impl Lifecycle {
             }
         }
         if !waits {
+            // It was of what is left out, and says nothing of the rest.
+            if let Some(attempt) = &mut volume.attempt {
+                attempt.failure = None;
+            }
             self.resume(key, now);
         }
     }
