@@ -1398,6 +1398,15 @@ impl Lifecycle {
         let calls: Vec<CallId> = over.into_iter().map(|call| call.id).collect();
         if live {
             self.answer_installed(key, calls, now);
+            let attempt = self.volumes.get_mut(key).and_then(|volume| volume.attempt.as_mut());
+            if let Some(attempt) = attempt
+                && attempt.calls.is_empty()
+                && let Phase::Waiting(Some(until)) = attempt.phase
+            {
+                // The wait was that of somebody who waits.
+                let wait = { attempt.backoff }.next(Pace::BACKGROUND, None, &mut self.jitter);
+                attempt.phase = Phase::Waiting(Some(until.max(now + wait)));
+            }
         } else {
             self.answer(calls, Err(failure), None, None, None);
             let attempt = self.volumes.get_mut(key).and_then(|volume| volume.attempt.as_mut());
