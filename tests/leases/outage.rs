@@ -185,7 +185,7 @@ async fn outage_matrix() {
         ("sealed", reply(503, "{\"errors\":[\"Vault is sealed\"]}")),
         ("standby", reply(473, "")),
         ("stale", reply(412, "{\"errors\":[\"required index state not present\"]}")),
-        ("throttled", reply(429, "{\"errors\":[\"request path: rate limit quota exceeded\"]}")),
+        ("quota", reply(429, "{\"errors\":[\"request path: rate limit quota exceeded\"]}")),
     ];
     join_all(kinds.map(async |(name, fault)| {
         let mut case = Setup::new(name).database("40s", "1h").start().await;
