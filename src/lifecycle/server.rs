@@ -22,6 +22,9 @@ use crate::{
 const OUT_AFTER: u32 = 3;
 /// While a server is out, upkeep that is due comes back spread over so long.
 const SPREAD: Duration = Duration::from_secs(20);
+/// What dies before a server that is out is looked at again asks once more within so long of its end: the server
+/// may be back since.
+const LAST_CALL: Duration = Duration::from_secs(10);
 /// A paced request that has to wait looks again within so many intervals: there are many of them.
 const TURNS: u32 = 4;
 
@@ -64,6 +67,8 @@ pub(super) struct Server {
     since: Option<BootTime>,
     /// Upkeep waits until then.
     closed_until: Option<BootTime>,
+    /// It told to be left alone until then.
+    told: Option<BootTime>,
     /// The one request that may find out meanwhile.
     probe: Option<OpId>,
     pacing: Option<Pacing>,
@@ -89,6 +94,11 @@ impl Lifecycle {
         let (from, spread) = match (server.closed_until, server.pacing) {
             (Some(until), _) => {
                 let probing = server.probe.is_some_and(|op| self.ops.contains_key(&op));
+                // What dies soon does not wait until it is dead.
+                let dying = ends
+                    .filter(|ends| now < *ends && *ends <= until)
+                    .map(|ends| now + now.until(ends).saturating_sub(LAST_CALL));
+                let until = dying.map_or(until, |at| server.told.map_or(at, |told| at.max(told)));
                 if now >= until && !probing {
                     return Ok(());
                 }
@@ -153,6 +163,7 @@ impl Lifecycle {
                     return;
                 }
                 server.since.get_or_insert(now);
+                server.told = error.retry_after.map(|wait| now + wait);
                 let wait = server.backoff.next(Pace::OUTAGE, error.retry_after, &mut self.jitter);
                 if server.backoff.failures() >= OUT_AFTER || error.class == FailureClass::Sealed {
                     server.closed_until = Some(now + wait);
