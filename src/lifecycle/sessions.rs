@@ -315,8 +315,11 @@ impl Lifecycle {
             SessionState::Live => {
                 record.state = SessionState::Retiring(at);
                 record.retired_from = from;
-                // What is in flight of it no longer matters.
-                record.op = None;
+                // A renewal in flight may be granted although nobody waits for it any more: only the server
+                // knows when such a session ends.
+                if record.op.take().is_some() {
+                    record.term = None;
+                }
                 record.wait_until = None;
                 record.backoff.reset();
                 if self.shared.get(&record.identity) == Some(&id) {
