@@ -12,17 +12,15 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{
-    pod::Ground,
-    support::{
-        SOON,
-        bao::Admin,
-        cluster::{Cluster, Pod},
-        leasehold::binary,
-        process::Process,
-        proxy::Proxy,
-        tool, until,
-    },
+use crate::support::{
+    SOON,
+    bao::Admin,
+    cluster::{Cluster, Pod},
+    ground::Ground,
+    leasehold::binary,
+    process::Process,
+    proxy::Proxy,
+    tool, until,
 };
 
 /// Instances whose memory is shared out.

@@ -10,7 +10,7 @@ use std::{
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
-    sync::{Arc, Weak},
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,15 +21,11 @@ use nix::{
 use seccompiler::{SeccompAction, SeccompFilter};
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::sync::Mutex;
 
 use crate::support::{
-    SOON,
-    bao::{Bao, Shape},
-    cluster::{self, Cluster},
-    free_port,
+    SOON, cluster, free_port,
+    ground::Ground,
     leasehold::binary,
-    postgres::Postgres,
     process::{Process, Worker},
     proxy::Proxy,
     require_root, temp_dir, until,
@@ -39,28 +35,6 @@ use crate::support::{
 pub const USER: u32 = 65532;
 /// The pod's fsGroup.
 pub const GROUP: u32 = 2000;
-
-/// What all tests share: they use roles and paths of their own.
-pub struct Ground {
-    pub bao: Bao,
-    pub postgres: Postgres,
-    pub cluster: Arc<Cluster>,
-}
-
-impl Ground {
-    pub async fn get() -> Arc<Self> {
-        static GROUND: Mutex<Weak<Ground>> = Mutex::const_new(Weak::new());
-        let mut known = GROUND.lock().await;
-        if let Some(ground) = known.upgrade() {
-            return ground;
-        }
-        let (bao, postgres) = tokio::join!(Bao::start(Shape::Dev), Postgres::start());
-        postgres.configure(&bao, "ground", "1h", "1h").await;
-        let ground = Arc::new(Self { bao, postgres, cluster: Arc::new(Cluster::start()) });
-        *known = Arc::downgrade(&ground);
-        ground
-    }
-}
 
 /// One pod, with a role and secrets of its own.
 pub struct Pod {

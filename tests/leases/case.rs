@@ -5,48 +5,25 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Weak},
+    sync::Arc,
     time::Duration,
 };
 
 use serde_json::{Value, json};
-use tokio::{sync::Mutex, time::Instant};
+use tokio::time::Instant;
 
 use crate::support::{
     SOON,
-    bao::{Admin, Bao, Shape},
-    cluster::{Cluster, Pod},
+    bao::Admin,
+    cluster::Pod,
     driver::SecretProviderClass,
+    ground::Ground,
     kubelet::{Kubelet, Options, Volume},
     leasehold::{Launch, Leasehold},
     node::Node,
-    postgres::Postgres,
     proxy::{Proxy, Seen},
     until,
 };
-
-/// What all tests share: they use roles, paths and auth mounts of their own.
-pub struct Ground {
-    pub bao: Bao,
-    pub postgres: Postgres,
-    pub cluster: Arc<Cluster>,
-}
-
-impl Ground {
-    /// The process's ground; it ends with the last test that stands on it.
-    pub async fn get() -> Arc<Self> {
-        static GROUND: Mutex<Weak<Ground>> = Mutex::const_new(Weak::new());
-        let mut known = GROUND.lock().await;
-        if let Some(ground) = known.upgrade() {
-            return ground;
-        }
-        let (bao, postgres) = tokio::join!(Bao::start(Shape::Dev), Postgres::start());
-        postgres.configure(&bao, "ground", "1h", "1h").await;
-        let ground = Arc::new(Self { bao, postgres, cluster: Arc::new(Cluster::start()) });
-        *known = Arc::downgrade(&ground);
-        ground
-    }
-}
 
 /// What a test asks for.
 pub struct Setup {

@@ -7,11 +7,12 @@ use hyper::body::Bytes;
 use tokio::sync::Semaphore;
 
 use crate::{
-    case::{Ground, Setup},
+    case::Setup,
     support::{
         SOON,
         authority::Authority,
         bao::{Bao, Shape},
+        ground::Ground,
         http::Reply,
         leasehold::Launch,
         proxy::{Fault, Proxy},

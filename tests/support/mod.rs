@@ -13,6 +13,7 @@ pub mod bao;
 pub mod canary;
 pub mod cluster;
 pub mod driver;
+pub mod ground;
 pub mod http;
 pub mod kubelet;
 pub mod leasehold;
