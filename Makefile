@@ -36,7 +36,8 @@ demo: setup
 	@cargo run -q --locked --example demo
 
 test: setup
-	# 10,000 node-days; of the next 10,000 (`make simulate`) six still find faults. Optimised code: of this package only, so that no dependency is built again.
+	# Of the 20,000 node-days of `make simulate` six still find faults; the first 10,000 find none. They want
+	# optimised code: of this package only, so that no dependency is built again.
 	$(OPTIMISED) LEASEHOLD_SEEDS=10000 cargo test --locked --lib -- --nocapture $(SIMULATIONS)
 	# Most tests wait for something real, so more run at once than there are cores. Benchmarks are not run.
 	RUST_TEST_THREADS=4 cargo test --locked --lib --bins $(TESTS) -- $(SIMULATIONS:%=--skip %)

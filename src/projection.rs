@@ -13,6 +13,9 @@ pub mod mounts;
 pub mod target;
 pub mod writer;
 
+/// Bytes of one volume's files. A swap holds the old and the new version at once.
+pub const MAX_PAYLOAD_LEN: usize = 32 << 20;
+
 /// One file to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileProjection {

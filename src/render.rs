@@ -10,7 +10,7 @@ use aws_lc_rs::hmac;
 use crate::{
     backend::{DataLifetime, Secret, SecretBody},
     format::{Certificate, FormatError, PrivateKey},
-    projection::{FileProjection, Payload},
+    projection::{FileProjection, MAX_PAYLOAD_LEN, Payload},
     secret::SecretBytes,
     spec::{
         DependencyId, FileMode, FileOwner, Object, ObjectPath, VolumeSpec,
@@ -32,9 +32,6 @@ mod value;
 
 /// Bytes of one file. Etcd, KV and PKI values are far smaller; a tmpfs file counts as the pod's memory.
 pub const MAX_OBJECT_LEN: usize = 16 << 20;
-
-/// Bytes of one volume's files. A swap holds the old and the new version at once.
-pub const MAX_PAYLOAD_LEN: usize = 32 << 20;
 
 /// Bytes of a version: no two contents collide by accident, and it cannot be guessed without the key.
 const VERSION_LEN: usize = 16;

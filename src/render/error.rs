@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use super::{MAX_OBJECT_LEN, MAX_PAYLOAD_LEN};
+use super::MAX_OBJECT_LEN;
 use crate::{
     format::FormatError,
+    projection::MAX_PAYLOAD_LEN,
     spec::{ApiPath, Encoding, ObjectPathError, values::quote},
 };
 

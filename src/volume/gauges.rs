@@ -1,7 +1,7 @@
 //! What the node's gauges show, computed from the core in one pass.
 
 use crate::{
-    clock::{BootTime, boot_now},
+    clock::BootTime,
     lifecycle::{
         Lifecycle,
         session::SessionState,
@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The state of all volumes and sessions; `unmanaged` is known to the worker alone.
-pub(super) fn snapshot(core: &Lifecycle, unmanaged: usize) -> Snapshot {
+pub(super) fn snapshot(core: &Lifecycle, unmanaged: usize, now: BootTime) -> Snapshot {
     let mut snapshot = Snapshot { unmanaged, ..Snapshot::default() };
     for volume in core.volumes().values() {
         match volume.mode {
@@ -24,7 +24,7 @@ pub(super) fn snapshot(core: &Lifecycle, unmanaged: usize) -> Snapshot {
                 Retired::Lease(..) => snapshot.leases_owed += 1,
             }
         }
-        let state = super::report::state(volume, boot_now());
+        let state = super::report::state(volume, now);
         if let Some(at) = VOLUME_STATES.iter().position(|name| *name == state) {
             snapshot.states[at] += 1;
         }

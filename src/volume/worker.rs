@@ -531,7 +531,7 @@ impl<B: SecretBackend> Worker<B> {
         if self.gauges_at.is_some_and(|at| at <= Instant::now()) {
             self.gauges_at = None;
             let unmanaged = self.unmanaged.iter().filter(|key| !self.core.volumes().contains_key(key));
-            self.metrics.observed(gauges::snapshot(&self.core, unmanaged.count()));
+            self.metrics.observed(gauges::snapshot(&self.core, unmanaged.count(), boot_now()));
         }
     }
 

@@ -36,7 +36,7 @@ async fn private_mounts_are_written_by_the_driver() {
     assert_eq!(stage.kubelet.driver.last_response().unwrap().files.len(), 3, "a changed one brings all");
     assert_eq!(stage.node.list(&target).unwrap()[1..], ["..data", "api", "login", "password"]);
     // It is not a quiet mode.
-    assert!(stage.leasehold.log().contains("driver-written"), "{}", stage.leasehold.log());
+    stage.leasehold.logged("driver-written").await;
     let (_, ready) = stage.leasehold.http_get("/readyz").await;
     assert!(ready.contains("driver-written"), "{ready}");
     // An answer above 3.5 MiB would be RESOURCE_EXHAUSTED at the driver, and the pod would start empty.

@@ -166,7 +166,7 @@ async fn refused_or_broken_edit_keeps_what_is_there() {
         stage.mount(&volume, &edited).await;
         assert_eq!(snapshot(&stage.node, &target), before, "{what}");
         assert_eq!(stage.kubelet.driver.statuses(), versions, "{what}");
-        assert!(stage.leasehold.log().contains("edit rejected"), "{what}: {}", stage.leasehold.log());
+        stage.leasehold.logged("edit rejected").await;
     }
     assert_eq!(stage.kubelet.driver.counts().masked, 0, "it answers OK with the old versions");
     assert_eq!(stage.proxy.requests(), [""; 0]);

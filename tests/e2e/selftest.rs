@@ -291,7 +291,7 @@ async fn node_mounts_reach_a_slave_and_nobody_else() {
             ]);
         })
     };
-    let (mut slave, mut private) = (watch(Propagation::HostToContainer), watch(Propagation::None));
+    let (slave, private) = (watch(Propagation::HostToContainer), watch(Propagation::None));
     slave.logged("ready", crate::support::SOON).await;
     private.logged("ready", crate::support::SOON).await;
     let target = node.kubelet_root().join("pods/p/mount");

@@ -135,7 +135,7 @@ async fn spc_change_revalidated() {
         case.kubelet.publish(&volume, Some(&class)).await.expect("a live mount never fails");
     }
     assert_eq!(case.kubelet.driver.counts().masked, 0);
-    assert!(case.leasehold.log().contains("edit rejected"), "{}", case.leasehold.log());
+    case.leasehold.logged("edit rejected").await;
     let connected = tokio::time::timeout(Duration::from_millis(300), listener.accept()).await;
     assert!(connected.is_err(), "no packet goes there");
     let probe = case.probe(&volume, Duration::from_secs(8)).await;

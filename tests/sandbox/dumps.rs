@@ -165,5 +165,5 @@ async fn swap_scan() {
     let (status, ready) = told.http_get("/readyz").await;
     assert_eq!(status, 200);
     assert!(ready.contains("swap: degraded: the node swaps to /dev/sda2"), "{ready}");
-    assert!(told.log().contains("the node swaps to /dev/sda2"));
+    told.logged("the node swaps to /dev/sda2").await;
 }

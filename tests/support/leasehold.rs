@@ -174,7 +174,7 @@ impl Leasehold {
     }
 
     /// Waits until the process wrote `text`.
-    pub async fn logged(&mut self, text: &str) {
+    pub async fn logged(&self, text: &str) {
         self.process.logged(text, SOON).await;
     }
 

@@ -145,7 +145,7 @@ impl Process {
     }
 
     /// Waits until `text` was written.
-    pub async fn logged(&mut self, text: &str, bound: Duration) {
+    pub async fn logged(&self, text: &str, bound: Duration) {
         until(&format!("{} writes {text:?}", self.name), bound, async || {
             self.log().contains(text).then_some(())
         })

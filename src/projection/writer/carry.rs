@@ -14,10 +14,9 @@ use super::{
 };
 use crate::{
     projection::{
-        FileProjection, Payload,
+        FileProjection, MAX_PAYLOAD_LEN, Payload,
         target::{MountIdentity, OpenTarget},
     },
-    render::MAX_PAYLOAD_LEN,
     secret::SecretBytes,
     spec::{FileMode, Object, ObjectPath, object::Absence},
 };
