@@ -13,7 +13,7 @@ use crate::{
     projection::{FileProjection, MAX_PAYLOAD_LEN, Payload},
     secret::SecretBytes,
     spec::{
-        DependencyId, FileMode, FileOwner, Object, ObjectPath, VolumeSpec,
+        DependencyId, FileMode, Object, ObjectPath, VolumeSpec,
         object::{Absence, Part, Source},
     },
 };
@@ -252,10 +252,7 @@ impl<'a> Files<'a> {
         }
         let file = FileProjection {
             contents: content.into(),
-            mode: object
-                .mode
-                .or_else(|| object.owner.map(FileOwner::default_mode))
-                .unwrap_or(self.default_mode),
+            mode: object.mode_or(self.default_mode),
             owner: object.owner,
         };
         self.payload.files.insert(path, file);

@@ -4,6 +4,8 @@
 
 #[path = "projection/adversary.rs"]
 mod adversary;
+#[path = "projection/carried.rs"]
+mod carried;
 #[path = "projection/crash.rs"]
 mod crash;
 #[path = "projection/driver.rs"]

@@ -21,19 +21,20 @@ use crate::spec::{
 fn feeds(spec: &VolumeSpec, object: &Object) -> BTreeSet<DependencyId> {
     let takes_inputs =
         matches!(object.source, Source::Template(_) | Source::Secret { part: Part::Keystore { .. }, .. });
-    let inputs = spec.objects.iter().filter(|other| takes_inputs && other.file().is_none());
+    let inputs = spec.objects.iter().filter(|other| takes_inputs && other.is_input());
     std::iter::once(object).chain(inputs).flat_map(Object::requests).map(|request| request.id()).collect()
 }
 
 fn files(spec: &VolumeSpec) -> impl Iterator<Item = (&Object, BTreeSet<DependencyId>)> {
-    let files = spec.objects.iter().filter(|object| object.file().is_some());
+    let files = spec.objects.iter().filter(|object| !object.is_input());
     files.map(|object| (object, feeds(spec, object)))
 }
 
-/// Whether a file can be read back: root without CAP_DAC_OVERRIDE may not read what it gave to another.
+/// Whether a file can be read back: root without CAP_DAC_OVERRIDE may not read what it gave to another, and which
+/// files of the volume itself are a secret's own is not known without its keys.
 fn is_readable(spec: &VolumeSpec, object: &Object) -> bool {
     let ours = object.owner.and_then(|owner| owner.uid).is_none_or(|uid| uid == 0);
-    ours && object.mode.unwrap_or(spec.default_mode).bits() & 0o400 != 0
+    object.file().is_some() && ours && object.mode.unwrap_or(spec.default_mode).bits() & 0o400 != 0
 }
 
 /// What must be asked for so that every file that shows one of `anew` can be rendered: `anew`, and what is shown
@@ -116,10 +117,10 @@ pub(super) fn split(
         .map(|(object, _)| object.clone())
         .collect();
     let mut rendered = VolumeSpec::clone(spec);
-    rendered.objects.retain(|object| match object.file() {
-        Some(_) => !carried.contains(object),
-        // An input that is not at hand feeds no file that is rendered.
-        None => !object.requests().any(|request| is_carried(&request.id())),
+    rendered.objects.retain(|object| match object.is_input() {
+        false => !carried.contains(object),
+        // What is not at hand feeds no file that is rendered.
+        true => !object.requests().any(|request| is_carried(&request.id())),
     });
     (Arc::new(rendered), carried)
 }
@@ -131,6 +132,6 @@ pub(super) fn versions(
     former: &[(String, String)],
 ) -> Vec<(String, String)> {
     let all = || rendered.iter().chain(former);
-    let files = spec.objects.iter().filter(|object| object.file().is_some());
+    let files = spec.objects.iter().filter(|object| !object.is_input());
     files.filter_map(|object| all().find(|(name, _)| name == object.name()).cloned()).collect()
 }

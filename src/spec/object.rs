@@ -322,6 +322,11 @@ impl Object {
         }
     }
 
+    /// Mode of its files: its own, else what its owner makes of it, else the volume's.
+    pub fn mode_or(&self, default: FileMode) -> FileMode {
+        self.mode.or_else(|| self.owner.map(FileOwner::default_mode)).unwrap_or(default)
+    }
+
     /// Whether it is there for templates alone, and writes nothing.
     pub const fn is_input(&self) -> bool {
         matches!(self.output, Output::Input(_) | Output::Inputs)

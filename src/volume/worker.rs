@@ -495,10 +495,7 @@ impl<B: SecretBackend> Worker<B> {
             Action::Supply(op, plan, dependency) => self.holdings.supply(op, plan, dependency),
             Action::Render(plan, spec) => self.render(plan, spec),
             Action::Swap { plan, previous, unchanged, callers, carried } => {
-                let outcome = self.carry(&plan, previous.as_deref(), &carried).map_or_else(
-                    |failed| failed,
-                    |()| self.swap(&plan, previous.as_deref(), unchanged, &callers),
-                );
+                let outcome = self.swap(&plan, previous.as_deref(), unchanged, &callers, &carried);
                 if let SwapOutcome::Done { changed: true, .. } = &outcome {
                     self.announce(&plan.key);
                 }

@@ -41,6 +41,26 @@ async fn kv_change_is_followed_and_asked_for_once() {
     }
 }
 
+/// A whole secret's files beside the others (`objectName: .`) stay there when one of the others changes.
+#[tokio::test]
+async fn files_of_a_whole_secret_stay_beside_what_changes() {
+    let case = Setup::new("beside").start().await;
+    case.put("note", "one").await;
+    case.admin.put_secret(&format!("{}/all", case.name), json!({ "first": "1", "second": "2" })).await;
+    let volume = case.volume();
+    let whole = format!("- {{objectName: ., secretPath: secret/data/{}/all, extract: {{}}}}\n", case.name);
+    case.mounted(&volume, &(case.kv("note") + &whole)).await;
+    case.proxy.forget();
+    case.put("note", "two").await;
+    case.until("the change is there", SOON, async || {
+        (case.files(&volume, ["note"]) == ["two"]).then_some(())
+    })
+    .await;
+    assert_eq!(case.files(&volume, ["first", "second"]), ["1", "2"]);
+    assert_eq!(case.done("/all"), 0, "nothing is asked for that did not change");
+    case.unmount(&volume);
+}
+
 /// A standby that lags answers an old version: the file does not go back, and follows a real rollback.
 #[tokio::test]
 async fn no_version_regress() {

@@ -1,7 +1,7 @@
 //! Version folders: naming, making, comparing, and the swap.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     time::SystemTime,
 };
 
@@ -18,7 +18,10 @@ use super::{
     layout::{HERE, Layout},
     on, sweep,
 };
-use crate::projection::FileProjection;
+use crate::{
+    projection::FileProjection,
+    spec::{FileMode, FileOwner},
+};
 
 /// The link that a swap replaces.
 pub(super) const DATA: &str = "..data";
@@ -53,6 +56,29 @@ pub(super) fn open_beneath(
 ) -> rustix::io::Result<OwnedFd> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat2(folder, path, flags, Mode::from_raw_mode(mode), BENEATH)
+}
+
+/// Opens the regular file `path` beneath `folder` for reading. What it is is known before it is opened: opening a
+/// device or a FIFO is heard by whoever made it. `fits` judges it before a byte is read.
+///
+/// # Errors
+/// [`Errno::INVAL`] when it is no regular file, or `fits` says no; [`Errno::AGAIN`] when somebody holds a lease on it.
+pub(super) fn open_regular(
+    folder: impl AsFd,
+    path: &str,
+    fits: impl FnOnce(&Stat) -> bool,
+) -> rustix::io::Result<(OwnedFd, Stat)> {
+    let found = open_beneath(folder, path, OFlags::PATH, 0)?;
+    let stat = rustix::fs::fstat(&found)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || !fits(&stat) {
+        return Err(Errno::INVAL);
+    }
+    // By descriptor: by name it could be another one by now. Whoever holds a lease on it (fcntl F_SETLEASE) would make
+    // us wait for 45 seconds.
+    let again = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(again, flags, Mode::empty())?;
+    Ok((file, stat))
 }
 
 /// Opens the folder `path` beneath `folder` for listing and for calls relative to it.
@@ -212,22 +238,23 @@ pub(super) fn equals(root: &OwnedFd, name: &str, layout: &Layout<'_>, trusted: b
 
 /// `own`: of the version folder, whose owner and group a file without an owner of its own has too.
 fn file_equals(version: &OwnedFd, own: &Stat, path: &str, file: &FileProjection, trusted: bool) -> bool {
-    // O_PATH first: it needs no read permission, and cannot wake a device or wait for a FIFO.
-    let Ok(found) = open_beneath(version, path, OFlags::PATH, 0) else { return false };
-    let Ok(stat) = rustix::fs::fstat(&found) else { return false };
-    let owner = file.owner.unwrap_or_default();
-    let metadata_equal = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-        && permissions(&stat) == file.mode.bits()
-        && (stat.st_uid, stat.st_gid) == (owner.uid.unwrap_or(own.st_uid), owner.gid.unwrap_or(own.st_gid))
-        && usize::try_from(stat.st_size) == Ok(file.contents.len());
-    if !metadata_equal {
-        return false;
-    }
-    match open_beneath(version, path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY, 0) {
-        Ok(readable) => holds(&readable, file.contents.expose()),
+    let fits = |stat: &Stat| {
+        is_as_written(stat, own, file.mode, file.owner)
+            && usize::try_from(stat.st_size) == Ok(file.contents.len())
+    };
+    match open_regular(version, path, fits) {
+        Ok((readable, _)) => holds(&readable, file.contents.expose()),
+        // Looked at, and then not ours to read.
         Err(Errno::ACCESS) => trusted,
         Err(_) => false,
     }
+}
+
+/// Whether a file has the permissions and the owner that [`create`] gives to it. `own`: of its version folder.
+pub(super) fn is_as_written(stat: &Stat, own: &Stat, mode: FileMode, owner: Option<FileOwner>) -> bool {
+    let owner = owner.unwrap_or_default();
+    permissions(stat) == mode.bits()
+        && (stat.st_uid, stat.st_gid) == (owner.uid.unwrap_or(own.st_uid), owner.gid.unwrap_or(own.st_gid))
 }
 
 fn permissions(stat: &Stat) -> RawMode {

@@ -18,7 +18,8 @@ use crate::{
         message::{CallId, PlanId, SwapOutcome},
     },
     projection::{
-        Payload, target,
+        Payload,
+        target::{self, MountIdentity},
         writer::{self, RootMtime, WriteError, WriteRequest},
     },
     render::{Rendered, render},
@@ -65,50 +66,37 @@ impl<B: SecretBackend> Worker<B> {
         self.feed(Event::Rendered(plan, result));
     }
 
-    /// Adds the files of objects that were not rendered to those that were.
-    pub(super) fn carry(
-        &mut self,
-        plan: &PlanId,
-        previous: Option<&str>,
-        carried: &[Object],
-    ) -> Result<(), SwapOutcome> {
-        if carried.is_empty() {
-            return Ok(());
-        }
-        let Some(identity) = self.identities.get(&plan.key) else { return Err(SwapOutcome::Gone) };
-        let Some(previous) = previous else {
-            return Err(SwapOutcome::Failed(
-                "no version is on disk that files could be carried over from".into(),
-            ));
-        };
-        let Some(payload) = self.holdings.plans.get_mut(plan).and_then(|held| held.rendered.as_mut()) else {
-            return Err(SwapOutcome::Failed("what was rendered is not held any more".into()));
-        };
-        writer::carry_over(plan.key.path(), identity, previous, carried, payload).map_err(not_written)
-    }
-
+    /// Writes what was rendered, with the files of the objects that were not. It is held no longer, whatever comes of
+    /// it: each swap has a rendering of its own.
     pub(super) fn swap(
         &mut self,
         plan: &PlanId,
         previous: Option<&str>,
         unchanged: bool,
         callers: &[CallId],
+        carried: &[Object],
     ) -> SwapOutcome {
+        let payload = self.holdings.plans.get_mut(plan).and_then(|held| held.rendered.take());
         let gone = |call: &CallId| self.calls.get(call).is_none_or(oneshot::Sender::is_closed);
         if !callers.is_empty() && callers.iter().all(gone) {
             return SwapOutcome::Unwanted;
         }
         let Some(identity) = self.identities.get(&plan.key) else { return SwapOutcome::Gone };
-        let Some(payload) = self.holdings.plans.get(plan).and_then(|held| held.rendered.as_ref()) else {
+        let Some(mut payload) = payload else {
             return SwapOutcome::Failed("what was rendered is not held any more".into());
         };
+        if !carried.is_empty()
+            && let Err(failed) = self.carry(plan, identity, previous, carried, &mut payload)
+        {
+            return failed;
+        }
         let started = Instant::now();
         let written = writer::write(WriteRequest {
             target: plan.key.path(),
             identity,
             // In a folder of our pod no driver removes anything: what is gone was removed by whom may write there.
             previous: previous.filter(|_| self.targets.kubelet_root().is_some()),
-            payload,
+            payload: &payload,
             contents_as_before: unchanged,
             root_mtime: RootMtime::Restore,
         });
@@ -122,6 +110,28 @@ impl<B: SecretBackend> Worker<B> {
             }
             Err(error) => not_written(error),
         }
+    }
+
+    /// Adds the files of objects that were not rendered to those that were.
+    fn carry(
+        &self,
+        plan: &PlanId,
+        identity: &MountIdentity,
+        previous: Option<&str>,
+        carried: &[Object],
+        payload: &mut Payload,
+    ) -> Result<(), SwapOutcome> {
+        let Some(previous) = previous else {
+            return Err(SwapOutcome::Failed(
+                "no version is on disk that files could be carried over from".into(),
+            ));
+        };
+        let attempt = self.core.volumes().get(&plan.key).and_then(|volume| volume.attempt.as_ref());
+        let Some(default_mode) = attempt.map(|attempt| attempt.spec.default_mode) else {
+            return Err(SwapOutcome::Gone);
+        };
+        let carried = (carried, default_mode);
+        writer::carry_over(plan.key.path(), identity, previous, carried, payload).map_err(not_written)
     }
 
     pub(super) fn announce(&self, key: &VolumeKey) {
