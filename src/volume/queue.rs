@@ -152,6 +152,27 @@ mod tests {
         assert!(*with <= 11, "in turn it waits for one round: {with}");
     }
 
+    /// ESO#5045: refreshes starve what is new. Here 1,000 checks are due when 20 pods come.
+    #[test]
+    fn new_mount_lane_p99() {
+        let due = std::iter::repeat_n("upkeep", 1000).chain(["quiet"; 20]);
+        let mut fifo: VecDeque<&str> = due.clone().collect();
+        let without = waits(|| fifo.pop_front().map(|whose| (None, whose)), |_| {});
+        let queue = std::cell::RefCell::new(FairQueue::new());
+        for whose in due {
+            let lane = if whose == "upkeep" { Lane::Background } else { Lane::Foreground };
+            queue.borrow_mut().push(lane, "prod", whose);
+        }
+        let with = waits(
+            || queue.borrow_mut().pop().map(|(place, whose)| (Some(place), whose)),
+            |place| queue.borrow_mut().give_back(&place),
+        );
+        assert_eq!((without.len(), with.len()), (20, 20));
+        let (without, with) = (without.iter().max().expect("20"), with.iter().max().expect("20"));
+        assert!(*without >= 160, "in one line a pod waits for all that is due: {without}");
+        assert_eq!(*with, 10, "in a lane of its own it waits for nothing but its own request");
+    }
+
     #[test]
     fn a_hanging_tenant_and_upkeep_leave_places_for_others() {
         let mut queue = FairQueue::new();
