@@ -24,6 +24,7 @@ use support::{
     kubelet::{Kubelet, Options, Volume},
     leasehold::{Launch, Leasehold},
     node::Node,
+    proxy::Fault,
     stage::{self, Stage, class},
 };
 
@@ -105,6 +106,8 @@ async fn main() {
 
 async fn requests() {
     let stage = Stage::start().await;
+    // Rounds are told apart when answers take longer than what sends the next request.
+    stage.proxy.rule(|_| Fault::Delay(Duration::from_millis(100)));
     let mut counts = Vec::new();
     for what in ["cold", "warm identity", "republish"] {
         stage.proxy.forget();
