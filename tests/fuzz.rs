@@ -5,6 +5,7 @@
 #![allow(clippy::print_stderr, reason = "it tells how much was tried")]
 
 use std::{
+    collections::BTreeSet,
     fs,
     panic::AssertUnwindSafe,
     path::Path,
@@ -217,6 +218,31 @@ macro_rules! targets {
             }
         }
     };
+}
+
+/// Name and version of each package of a lock file.
+fn locked(path: &str) -> BTreeSet<(String, String)> {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    let field = |package: &str, name: &str| {
+        package.lines().find_map(|line| Some(line.strip_prefix(name)?.trim_matches('"').to_owned())).unwrap()
+    };
+    text.split("[[package]]").skip(1).map(|it| (field(it, "name = "), field(it, "version = "))).collect()
+}
+
+/// `cargo fuzz` builds what is locked: what it fuzzes is what is shipped.
+#[test]
+fn the_fuzzers_lock_file_is_of_the_same_dependencies() {
+    let (ours, theirs) = (locked("Cargo.lock"), locked("fuzz/Cargo.lock"));
+    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let direct = manifest.split("[dependencies]\n").nth(1).unwrap().split("\n[").next().unwrap();
+    let direct: BTreeSet<&str> = direct.lines().filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
+    let own = ["leasehold-fuzz", "libfuzzer-sys", "arbitrary"];
+    let same = "cp Cargo.lock fuzz/ && cargo metadata --manifest-path fuzz/Cargo.toml makes them the same";
+    let other: Vec<_> = theirs.difference(&ours).filter(|(name, _)| !own.contains(&name.as_str())).collect();
+    assert!(other.is_empty(), "{other:?}: {same}");
+    let missing: Vec<_> =
+        direct.iter().filter(|name| !theirs.iter().any(|(known, _)| known == *name)).collect();
+    assert!(direct.len() > 20 && missing.is_empty(), "{missing:?}: {same}");
 }
 
 targets! { parameters objects object_path api_path policy manifests template authority }
