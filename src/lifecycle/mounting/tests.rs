@@ -12,7 +12,7 @@ use crate::{
     spec::{
         ApiPath, Connection, FileMode, LoginSpec, Object, ObjectPath, PodIdentity, ProviderName,
         SecretRequest, TlsSpec,
-        object::{Output, Part, Source},
+        object::{Generator, Output, Part, Source},
     },
 };
 
@@ -25,6 +25,9 @@ struct Node {
     /// What was asked, and how calls ended: files delivered or not, OK or not.
     asked: Vec<String>,
     answers: Vec<(bool, bool)>,
+    /// What Mounts ask for, and the requests that it came to.
+    spec: VolumeSpec,
+    fetched: Vec<Arc<SecretRequest>>,
     key: VolumeKey,
 }
 
@@ -37,6 +40,8 @@ impl Node {
             leases: 0,
             asked: Vec::new(),
             answers: Vec::new(),
+            spec: Self::spec(),
+            fetched: Vec::new(),
             key: VolumeKey::new(PathBuf::from("/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/v/mount")),
         }
     }
@@ -81,7 +86,7 @@ impl Node {
             provider: ProviderName::Vault,
             class: "app".into(),
             mode: Mode::DriverWritten,
-            plan: Ok(Arc::new(Self::spec())),
+            plan: Ok(Arc::new(self.spec.clone())),
             digest: [1; 32],
             token: Ok((token, "sa".into())),
             intact: true,
@@ -123,7 +128,19 @@ impl Node {
             crate::backend::Renewed { ttl: Duration::from_secs(1200), renewable: true, since: self.now };
         let (asked, event) = match request {
             Request::Login { .. } => ("login", Event::LoggedIn(op, Ok((terms, self.now)))),
-            Request::Fetch { .. } => {
+            Request::Fetch { request, .. } if request.path.as_str().starts_with("secret/data/") => {
+                self.fetched.push(request);
+                let fetched = Fetched {
+                    digest: Digest([0; 16]),
+                    lease: None,
+                    lifetime: None,
+                    kv_version: Some(1),
+                    since: self.now,
+                };
+                ("read", Event::Fetched(op, Ok(fetched)))
+            }
+            Request::Fetch { request, .. } => {
+                self.fetched.push(request);
                 self.leases += 1;
                 let lease = LeaseTerms {
                     id: format!("database/creds/app/{}", self.leases),
@@ -234,4 +251,41 @@ fn a_replacement_that_died_undelivered_is_made_again() {
     let installed = node.core.volumes()[&node.key].installed.as_ref().expect("live");
     let alive = installed.dependencies.values().all(|known| known.ends().is_some_and(|ends| ends > node.now));
     assert!(alive, "what was delivered lives");
+}
+
+/// What nobody has written yet is made by a Mount: no check, no replacement and no hand-over may write, for what is
+/// gone then was there.
+#[test]
+fn nothing_is_generated_but_by_a_mount() {
+    let mut node = Node::new();
+    let path = ApiPath::parse("secret/data/app/made").expect("a path");
+    let request = SecretRequest {
+        generate: [("token".to_owned(), Generator::Uuid)].into(),
+        ..SecretRequest::read(path)
+    };
+    let name = ObjectPath::parse("made").expect("a path");
+    let source = Source::Secret { request, part: Part::Key("token".into()) };
+    let made =
+        Object { refresh_interval: Some(Duration::from_secs(60)), ..Object::new(Output::File(name), source) };
+    node.spec.objects.push(made);
+    let writes = |node: &mut Node| {
+        let fetched = std::mem::take(&mut node.fetched);
+        let reads = fetched.iter().filter(|request| request.path.as_str().ends_with("made")).count();
+        (reads, fetched.iter().filter(|request| request.may_write()).count())
+    };
+    node.mount();
+    assert_eq!(node.answers.pop(), Some((true, true)));
+    assert_eq!(writes(&mut node), (1, 1));
+    // Checks of the value.
+    node.pass(300);
+    let (reads, written) = writes(&mut node);
+    assert!(reads > 3, "{reads}");
+    assert_eq!(written, 0, "a check would write");
+    // As after a restart nothing is in memory: what replaces the credential reads the value anew.
+    node.mount();
+    let installed = node.core.volumes.get_mut(&node.key).and_then(|volume| volume.installed.as_mut());
+    installed.expect("live").dependencies.values_mut().for_each(|known| known.held = false);
+    let asked = node.pass(420);
+    assert!(asked.iter().any(|asked| asked == "mint"), "{asked:?}");
+    assert_eq!(writes(&mut node).1, 0, "a replacement would write");
 }
