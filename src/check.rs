@@ -99,6 +99,8 @@ pub struct Finding {
     pub file: String,
     /// Line in the file, from 1.
     pub line: u64,
+    /// Column on that line, from 1, where it is about a character.
+    pub column: Option<u64>,
     /// How bad.
     pub severity: Severity,
     /// One line.
@@ -126,17 +128,19 @@ impl Report {
         self.findings.iter().filter(|finding| finding.severity == severity).count()
     }
 
-    /// Writes `file:line: error|warning: message` lines and a summary.
+    /// Writes `file:line: error|warning: message` lines, with `:column` behind the line where there is one, and
+    /// a summary.
     ///
     /// # Errors
     /// Those of `out`.
     pub fn write(&self, out: &mut dyn io::Write) -> io::Result<()> {
-        for Finding { file, line, severity, message } in &self.findings {
+        for Finding { file, line, column, severity, message } in &self.findings {
             let severity = match severity {
                 Severity::Error => "error",
                 Severity::Warning => "warning",
             };
-            writeln!(out, "{file}:{line}: {severity}: {message}")?;
+            let column = column.map(|column| format!(":{column}")).unwrap_or_default();
+            writeln!(out, "{file}:{line}{column}: {severity}: {message}")?;
         }
         writeln!(
             out,
@@ -149,7 +153,18 @@ impl Report {
     }
 
     fn add(&mut self, file: &str, line: u64, severity: Severity, message: impl ToString) {
-        self.findings.push(Finding { file: file.to_owned(), line, severity, message: message.to_string() });
+        self.add_at(file, (line, None), severity, message);
+    }
+
+    fn add_at(
+        &mut self,
+        file: &str,
+        (line, column): (u64, Option<u64>),
+        severity: Severity,
+        message: impl ToString,
+    ) {
+        let (file, message) = (file.to_owned(), message.to_string());
+        self.findings.push(Finding { file, line, column, severity, message });
     }
 }
 
@@ -197,12 +212,12 @@ fn examine(class: &Class, judge: &Judge, report: &mut Report) -> Option<VolumeSp
     let Collected { spec, errors, warnings } =
         parameters::collect(class.provider, &class.parameters, FileMode::DEFAULT, defaults);
     for error in errors {
-        let line = class.line_of(error.parameter(), error.line());
-        report.add(&class.file, line, Severity::Error, error);
+        let place = class.place_of(error.parameter(), error.line(), error.column());
+        report.add_at(&class.file, place, Severity::Error, error);
     }
     for warning in warnings {
-        let line = class.line_of(Some(&warning.parameter), warning.line);
-        report.add(&class.file, line, Severity::Warning, warning);
+        let place = class.place_of(Some(&warning.parameter), warning.line, None);
+        report.add_at(&class.file, place, Severity::Warning, warning);
     }
     if let (Some(policy), Some(spec)) = (&judge.policy, &spec) {
         let pod = PodIdentity {

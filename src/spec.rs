@@ -13,6 +13,7 @@ use crate::template::PodContext;
 
 pub mod agent;
 pub mod object;
+pub mod origin;
 pub mod parameters;
 pub mod path;
 pub mod problem;

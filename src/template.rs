@@ -45,7 +45,7 @@ use serde_json::Value as Json;
 use crate::secret::SecretBytes;
 
 /// A place in a template, both from 1; columns count characters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Position {
     /// Line.
     pub line: usize,

@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::{Report, Severity};
-use crate::spec::{
-    ProviderName,
-    yaml::{self, Kind, Node},
+use crate::{
+    spec::{
+        ProviderName,
+        origin::Origin,
+        yaml::{self, Kind, Node},
+    },
+    template::Position,
 };
 
 /// API group of SecretProviderClasses; versions v1 and v1alpha1 have the same fields.
@@ -22,26 +26,36 @@ pub(super) struct Class {
     pub(super) parameters: BTreeMap<String, String>,
     /// Line of the resource, or just above the parameters where there are any.
     pub(super) line: u64,
-    lines: BTreeMap<String, Lines>,
+    places: BTreeMap<String, Place>,
 }
 
-/// Where the text of a parameter is.
-#[derive(Clone, Copy)]
-struct Lines {
-    /// Of its name.
+/// Where a parameter is.
+struct Place {
+    /// Line of its name.
     key: u64,
-    /// Whether each line of the text is a line of the file.
-    block: bool,
+    /// Of its text.
+    origin: Origin,
 }
 
 impl Class {
-    /// The line in the file of `line` within the text of `parameter`: exact for `|` block scalars, the line
-    /// of the parameter otherwise.
-    pub(super) fn line_of(&self, parameter: Option<&str>, line: Option<u64>) -> u64 {
-        match parameter.and_then(|name| self.lines.get(name)) {
-            Some(Lines { key, block: true }) => key + line.unwrap_or(0),
-            Some(Lines { key, block: false }) => *key,
-            None => self.line,
+    /// Line and column in the file of those within the text of `parameter`; as much as is known of them.
+    pub(super) fn place_of(
+        &self,
+        parameter: Option<&str>,
+        line: Option<u64>,
+        column: Option<u64>,
+    ) -> (u64, Option<u64>) {
+        let Some((name, place)) = parameter.and_then(|name| self.places.get_key_value(name)) else {
+            return (self.line, None);
+        };
+        let text = self.parameters.get(name).map_or("", String::as_str);
+        let within = |line: u64| {
+            let at = Position { line: line.try_into().ok()?, column: column.unwrap_or(1).try_into().ok()? };
+            place.origin.locate(text, at)
+        };
+        match line.and_then(within) {
+            Some(found) => (found.line as u64, column.map(|_| found.column as u64)),
+            None => (place.key, None),
         }
     }
 }
@@ -104,31 +118,24 @@ fn class(file: &str, node: &Node, report: &mut Report) -> Option<Class> {
         provider,
         parameters: BTreeMap::new(),
         line: node.line,
-        lines: BTreeMap::new(),
+        places: BTreeMap::new(),
     };
     if let Some(Node { kind: Kind::Map(entries), line }) = field("parameters") {
         // A block mapping starts at its first entry; what is missing from it is missing above.
         class.line = line.saturating_sub(1).max(node.line);
         for (key, value) in entries {
             let name = key.as_text().unwrap_or_default().to_owned();
-            let (text, block) = match &value.kind {
-                Kind::Text(text) => (text, false),
-                Kind::Block(text) => (text, true),
-                _ => {
-                    let what = value.describe();
-                    let message =
-                        format!("parameter {name} is {what}, and the API server takes text only: quote it");
-                    report.add(file, value.line, Severity::Error, message);
-                    // Examined as if it were quoted, so that one mistake is one finding.
-                    if let Some(text) = value.as_text() {
-                        class.parameters.insert(name.clone(), text.to_owned());
-                    }
-                    class.lines.insert(name, Lines { key: key.line, block: false });
-                    continue;
-                }
-            };
-            class.parameters.insert(name.clone(), text.clone());
-            class.lines.insert(name, Lines { key: key.line, block });
+            if !matches!(value.kind, Kind::Text(..)) {
+                let what = value.describe();
+                let message =
+                    format!("parameter {name} is {what}, and the API server takes text only: quote it");
+                report.add(file, value.line, Severity::Error, message);
+            }
+            // Examined as if it were quoted, so that one mistake is one finding.
+            if let Some(text) = value.as_text() {
+                class.parameters.insert(name.clone(), text.to_owned());
+            }
+            class.places.insert(name, Place { key: key.line, origin: value.origin().clone() });
         }
     }
     Some(class)

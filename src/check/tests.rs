@@ -213,16 +213,43 @@ spec:
           A={{ .db.username }}
           B={{ .db.password | urlquer }}
 ";
-    let report = check_texts(&[("m.yaml".into(), manifest.into())]);
-    let shown: Vec<_> = report.findings.iter().map(|it| (it.line, it.message.as_str())).collect();
-    assert_eq!(
-        shown,
-        [(
-            14,
-            "object \"app.env\" (line 6): template: line 2, column 21 of it: there is no function urlquer; did you \
-             mean urlquery?"
-        )]
+    let why = "there is no function urlquer; did you mean urlquery?";
+    let shown = |manifest: &str| {
+        let report = check_texts(&[("m.yaml".into(), manifest.to_owned())]);
+        let mut out = Vec::new();
+        report.write(&mut out).unwrap();
+        String::from_utf8(out).unwrap().lines().next().unwrap().to_owned()
+    };
+    let place = "object \"app.env\" (line 6, column 25)";
+    assert_eq!(shown(manifest), format!("m.yaml:14:31: error: {place}: template: {why}"));
+
+    // The same as other tools write it: each place is the one that the character has in the file.
+    let objects = &manifest[manifest.find("      - as").unwrap()..];
+    let objects: String = objects.lines().map(|line| format!("{}\n", &line[6..])).collect();
+    let head = &manifest[..manifest.find("    objects:").unwrap()];
+    let json = serde_json::json!({
+        "apiVersion": "secrets-store.csi.x-k8s.io/v1", "kind": "SecretProviderClass",
+        "spec": {"provider": "vault", "parameters": {"roleName": "app", "objects": objects}},
+    })
+    .to_string();
+    let column = json.find("urlquer").unwrap() + 1;
+    assert_eq!(shown(&json), format!("m.yaml:1:{column}: error: {place}: template: {why}"));
+    // Folding takes the indentation of lines away.
+    let single = format!(
+        "{head}    objects: '[{{objectName: app.env,\n\n      template: \"it''s {{{{ 1 | urlquer }}}}\"}}]'\n"
     );
+    assert_eq!(
+        shown(&single),
+        format!("m.yaml:10:31: error: object \"app.env\" (line 2, column 24): template: {why}")
+    );
+    // Within a folded text that is itself within the text of a parameter.
+    let folded = manifest.replace("template: |", "template: >-");
+    assert_eq!(shown(&folded), format!("m.yaml:14:31: error: {place}: template: {why}"));
+    let quoted = manifest
+        .replace("template: |\n          A=", "template: \"\\x41=")
+        .replace("urlquer }}", "urlquer }}\"")
+        .replace("          B=", "\n          B=");
+    assert_eq!(shown(&quoted), format!("m.yaml:14:31: error: {place}: template: {why}"));
     let good = manifest.replace("urlquer ", "urlquery ");
     assert_eq!(check_texts(&[("m.yaml".into(), good)]).findings, []);
 }

@@ -6,7 +6,7 @@ use super::{
     emit::{Doc, Map, document},
     notes::Notes,
 };
-use crate::{spec::object::source::describe, template::Template};
+use crate::{spec::object::source::reason, template::Template};
 
 /// A file that a template makes.
 #[derive(Clone, Debug)]
@@ -86,7 +86,7 @@ pub(super) fn check_template(
     let delimiters =
         (left.is_some() || right.is_some()).then(|| (left.unwrap_or("{{"), right.unwrap_or("}}")));
     if let Err(error) = Template::parse(text, delimiters) {
-        notes.refused(line, format!("{what}: the template, {}", describe(&error)));
+        notes.refused(line, format!("{what}: the template, {} of it: {}", error.position(), reason(&error)));
     }
 }
 

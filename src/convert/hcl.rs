@@ -41,7 +41,7 @@ fn json(text: &str) -> Result<Node, ConvertError> {
 
 fn untold(value: &serde_json::Value) -> Node {
     use serde_json::Value;
-    let text = |text: &str| Node { line: 1, kind: Kind::Text(text.to_owned()) };
+    let text = |text: &str| Node { line: 1, kind: Kind::text(text) };
     let kind = match value {
         Value::Null => Kind::Null,
         Value::Bool(value) => Kind::Bool(*value, value.to_string()),
@@ -110,13 +110,13 @@ impl Reader<'_> {
                     number.span().and_then(|span| self.text.get(span)).unwrap_or_default().to_owned();
                 match serde_json::from_str(&number.value().to_string()) {
                     Ok(number) => Kind::Number(number, spelling),
-                    Err(_) => Kind::Text(spelling),
+                    Err(_) => Kind::text(spelling),
                 }
             }
-            Expression::String(value) => Kind::Text(value.value().clone()),
+            Expression::String(value) => Kind::text(value.value()),
             Expression::HeredocTemplate(heredoc) => {
                 let written = heredoc.span().and_then(|span| self.text.get(span)).unwrap_or_default();
-                Kind::Block(heredoc_text(written))
+                Kind::text(heredoc_text(written))
             }
             Expression::Array(items) => {
                 Kind::List(items.iter().map(|item| self.value(item)).collect::<Result<_, _>>()?)
@@ -155,7 +155,7 @@ impl Reader<'_> {
 }
 
 fn text(value: &str, line: u64) -> Node {
-    Node { line, kind: Kind::Text(value.to_owned()) }
+    Node { line, kind: Kind::text(value) }
 }
 
 /// What is repeated becomes a list.

@@ -181,7 +181,7 @@ struct Annotations<'a> {
 }
 
 fn text(value: impl Into<String>, line: u64) -> Node {
-    Node { line, kind: Kind::Text(value.into()) }
+    Node { line, kind: Kind::text(value) }
 }
 
 fn map(entries: Vec<(&str, Node)>, line: u64) -> Node {

@@ -29,6 +29,7 @@ use crate::{
         ApiPath, Connection, FileMode, LoginSpec, Object, ObjectPath, PodIdentity, ProviderName,
         SecretRequest, TlsSpec, VolumeSpec,
         object::{Method, Output, Part, Source, TemplateCall, TemplateSource},
+        origin::Origin,
     },
     volume::{FailureKind, MountFailure, VolumeKey},
 };
@@ -891,8 +892,12 @@ pub(crate) fn spec(account: usize, paths: &[&str]) -> Arc<VolumeSpec> {
                 args: BTreeMap::new(),
                 request: request(path),
             });
-            let template =
-                TemplateSource { text: String::new(), delimiters: None, line: None, calls: calls.collect() };
+            let template = TemplateSource {
+                text: String::new(),
+                delimiters: None,
+                origin: Origin::Unknown,
+                calls: calls.collect(),
+            };
             objects.push(Object::new(Output::File(name("all")), Source::Template(template)));
             continue;
         }

@@ -6,7 +6,7 @@ use super::MAX_OBJECT_LEN;
 use crate::{
     format::FormatError,
     projection::MAX_PAYLOAD_LEN,
-    spec::{ApiPath, Encoding, ObjectPathError, values::quote},
+    spec::{ApiPath, Encoding, ObjectPathError, problem::Place, values::quote},
 };
 
 /// Key names that an error lists: enough to see the typing mistake in any real secret.
@@ -151,13 +151,15 @@ pub enum RenderError {
         second: String,
     },
     /// A template that the data does not allow.
-    #[error("object {}{}: template: {reason}", quote(object), line.map(|line| format!(" (line {line})")).unwrap_or_default())]
+    #[error("object {}{}: template: {reason}", quote(object), Place(*line, *column))]
     Template {
         /// `objectName`.
         object: String,
         /// Line within `objects`, when known.
         line: Option<u64>,
-        /// Where in the template, and why.
+        /// Column on that line, from 1.
+        column: Option<u64>,
+        /// Why; with the place in the template where that is all that is known.
         reason: String,
     },
     /// Key and certificate of one answer do not belong together.

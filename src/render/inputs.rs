@@ -14,10 +14,7 @@ use crate::{
     secret::{SecretBytes, SecretJson},
     spec::{
         DependencyId, VolumeSpec,
-        object::{
-            Absence, Object, Output, TemplateSource,
-            source::{describe, line_of},
-        },
+        object::{Absence, Object, Output, TemplateSource, source::reason},
     },
     template::{Context, Limits, SecretCall, Template, TemplateError},
 };
@@ -123,10 +120,12 @@ pub(super) fn template(
             TemplateError::MissingKey { .. } => inputs.describe(),
             _ => String::new(),
         };
+        let (place, reason) = source.origin.tell(&source.text, error.position(), &(reason(&error) + &hint));
         RenderError::Template {
             object: object.name().to_owned(),
-            line: line_of(source.line, error.position().line),
-            reason: describe(&error) + &hint,
+            line: place.map(|place| place.line as u64),
+            column: place.map(|place| place.column as u64),
+            reason,
         }
     })
 }

@@ -14,14 +14,17 @@ use std::{
 use super::{
     ApiPath, FileMode, LoginMethod, LoginSpec, PodIdentity, ProviderName, VolumeSpec,
     object::reader::KNOWN as OBJECT_FIELDS,
+    origin::Origin,
     parameters::{self, Defaults},
     values,
     yaml::{Kind, Node},
 };
 use fields::{Fields, problem};
+use merge::Merged;
 pub use notify::{Http, OnChange, SignalTo};
 
 mod fields;
+mod merge;
 mod notify;
 #[cfg(test)]
 mod tests;
@@ -238,30 +241,15 @@ pub struct Surroundings<'a> {
 /// # Errors
 /// Everything that is wrong.
 pub fn parse(texts: &[(String, String)], around: &Surroundings<'_>) -> Result<AgentFile, Vec<Problem>> {
-    let mut merged: Vec<(Node, Node)> = Vec::new();
-    let mut problems = Vec::new();
-    let several = texts.len() > 1;
-    for (name, text) in texts {
-        let prefix = |reason: String| if several { format!("{name}: {reason}") } else { reason };
-        match Node::parse(text) {
-            Err(error) => problems.push(Problem { line: error.line, reason: prefix(error.message) }),
-            Ok(Node { kind: Kind::Map(entries), .. }) => {
-                for (key, value) in entries {
-                    merge(&mut merged, key, value, &mut problems, &prefix);
-                }
-            }
-            Ok(Node { kind: Kind::Null, .. }) if several => {}
-            Ok(other) => {
-                let reason = prefix(format!("is {}, expected a mapping", other.describe()));
-                problems.push(Problem { line: Some(other.line), reason });
-            }
-        }
-    }
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    let root = Node { line: 1, kind: Kind::Map(merged) };
-    let mut reader = Reader { around, problems, warnings: Vec::new(), attributes: BTreeMap::new() };
+    let (root, merged) = Merged::read(texts)?;
+    let mut reader = Reader {
+        around,
+        merged,
+        file: None,
+        problems: Vec::new(),
+        warnings: Vec::new(),
+        attributes: BTreeMap::new(),
+    };
     let file = reader.file(&root);
     match file {
         Some(file) if reader.problems.is_empty() => Ok(AgentFile { warnings: reader.warnings, ..file }),
@@ -269,31 +257,11 @@ pub fn parse(texts: &[(String, String)], around: &Surroundings<'_>) -> Result<Ag
     }
 }
 
-fn merge(
-    merged: &mut Vec<(Node, Node)>,
-    key: Node,
-    value: Node,
-    problems: &mut Vec<Problem>,
-    prefix: &dyn Fn(String) -> String,
-) {
-    let known = merged.iter_mut().find(|(other, _)| other.as_text() == key.as_text());
-    match (known, value.kind) {
-        (None, kind) => merged.push((key, Node { line: value.line, kind })),
-        (Some((_, Node { kind: Kind::List(all), .. })), Kind::List(more))
-            if key.as_text() == Some("folders") =>
-        {
-            all.extend(more);
-        }
-        (Some(_), _) => {
-            let name = values::quote(key.as_text().unwrap_or_default()).to_string();
-            let reason = prefix(format!("{name} is in another file of the folder too"));
-            problems.push(Problem { line: Some(key.line), reason });
-        }
-    }
-}
-
 struct Reader<'a> {
     around: &'a Surroundings<'a>,
+    merged: Merged,
+    /// The one that is being read, where there are several.
+    file: Option<String>,
     problems: Vec<Problem>,
     warnings: Vec<String>,
     attributes: BTreeMap<String, String>,
@@ -313,12 +281,16 @@ impl Reader<'_> {
         let revoke_on_shutdown = top.boolean("revokeOnShutdown");
         let revoke_grace = top.duration("revokeGrace").unwrap_or_default();
         let exit_after_render = top.boolean("exitAfterRender").unwrap_or(false);
-        let auth = self.auth(root.get("auth"))?;
+        let file = self.merged.file_of("auth").cloned();
+        let auth = self.of_file(file, |it| it.auth(root.get("auth")))?;
         self.pod();
         let folders: Vec<Folder> = match root.get("folders") {
             None => Vec::new(),
             Some(Node { kind: Kind::List(items), .. }) => {
-                items.iter().filter_map(|item| self.folder(item, &auth)).collect()
+                let files = std::mem::take(&mut self.merged.folders).into_iter().map(Some);
+                let files = files.chain(std::iter::repeat(None));
+                let read = |(item, file)| self.of_file(file, |it| it.folder(item, &auth));
+                items.iter().zip(files).filter_map(read).collect()
             }
             Some(other) => {
                 let reason = format!("folders is {}, expected a list", other.describe());
@@ -326,7 +298,8 @@ impl Reader<'_> {
                 Vec::new()
             }
         };
-        let exec = root.get("exec").and_then(|node| self.exec(node, &auth));
+        let file = self.merged.file_of("exec").cloned();
+        let exec = self.of_file(file, |it| root.get("exec").and_then(|node| it.exec(node, &auth)));
         let mut paths = BTreeSet::new();
         for folder in &folders {
             if !paths.insert(&folder.path) {
@@ -345,6 +318,19 @@ impl Reader<'_> {
             exit_after_render,
             warnings: Vec::new(),
         })
+    }
+
+    /// Reads a part that is of one file: where there are several, what is wrong on a line names the file.
+    fn of_file<T>(&mut self, file: Option<String>, read: impl FnOnce(&mut Self) -> T) -> T {
+        let before = self.problems.len();
+        self.file = file;
+        let part = read(self);
+        if let Some(file) = self.file.take() {
+            for problem in self.problems[before..].iter_mut().filter(|it| it.line.is_some()) {
+                problem.reason = format!("{file}: {}", problem.reason);
+            }
+        }
+        part
     }
 
     /// As the kubelet would name it.
@@ -434,9 +420,7 @@ impl Reader<'_> {
                 self.problems.push(problem(node, reason));
                 return None;
             }
-            Some(Node { kind: Kind::Text(text), line }) => self.parsed(text, *line)?,
-            // Where a block's text begins its lines are the file's.
-            Some(Node { kind: Kind::Block(text), line }) => self.parsed(text, *line)?,
+            Some(node @ Node { kind: Kind::Text(text, _), .. }) => self.parsed(text, node)?,
             Some(other) => other.clone(),
         };
         let Kind::List(items) = value.kind else {
@@ -449,14 +433,15 @@ impl Reader<'_> {
         Some((Node { line: value.line, kind: Kind::List(items) }, told))
     }
 
-    fn parsed(&mut self, text: &str, line: u64) -> Option<Node> {
+    /// The text of `around`, which stands in the file.
+    fn parsed(&mut self, text: &str, around: &Node) -> Option<Node> {
         match Node::parse(text) {
             Ok(mut node) => {
-                node.shift(line.saturating_sub(1));
+                node.embed(around);
                 Some(node)
             }
             Err(error) => {
-                let line = error.line.map(|at| at + line.saturating_sub(1));
+                let line = error.line.and_then(|line| around.origin().line(line)).or(Some(around.line));
                 self.problems.push(Problem { line, reason: error.message });
                 None
             }
@@ -475,10 +460,7 @@ impl Reader<'_> {
                 }
                 Some("templateFile") => {
                     if let Some(template) = self.template_file(&value) {
-                        kept.push((
-                            Node { line: key.line, kind: Kind::Text("template".to_owned()) },
-                            template,
-                        ));
+                        kept.push((Node { line: key.line, kind: Kind::text("template") }, template));
                     }
                 }
                 Some(field) if !OBJECT_FIELDS.contains(&field) => {
@@ -494,7 +476,10 @@ impl Reader<'_> {
     fn template_file(&mut self, value: &Node) -> Option<Node> {
         let path = value.as_text().unwrap_or_default();
         match (self.around.read)(path) {
-            Ok(text) => Some(Node { line: value.line, kind: Kind::Text(text) }),
+            Ok(text) => {
+                let origin = Origin::File(path.to_owned());
+                Some(Node { line: value.line, kind: Kind::Text(text, origin) })
+            }
             Err(reason) => {
                 let reason = format!("templateFile {}: {reason}", values::quote(path));
                 self.problems.push(problem(value, reason));
@@ -517,7 +502,12 @@ impl Reader<'_> {
         self.warnings.extend(collected.warnings.iter().map(ToString::to_string));
         for error in collected.errors {
             // The object's own message has its line.
-            let found = Problem { line: None, reason: in_our_words(&error.to_string()) };
+            let reason = in_our_words(&error.to_string());
+            let reason = match &self.file {
+                Some(file) if error.line().is_some() => format!("{file}: {reason}"),
+                _ => reason,
+            };
+            let found = Problem { line: None, reason };
             if !self.problems.contains(&found) {
                 self.problems.push(found);
             }
@@ -592,7 +582,7 @@ impl Reader<'_> {
     fn env_template(&mut self, item: &Node) -> Option<Node> {
         let mut fields = Fields::new(item, &TEMPLATE, &mut self.problems);
         let name = fields.text("name");
-        let text = |text: &str| Node { line: item.line, kind: Kind::Text(text.to_owned()) };
+        let text = |text: &str| Node { line: item.line, kind: Kind::text(text) };
         let template = match (item.get("template"), item.get("templateFile")) {
             (Some(template), None) => template.clone(),
             (None, Some(file)) => self.template_file(file)?,
@@ -619,7 +609,7 @@ fn as_map(item: Node, maps: &mut BTreeSet<String>) -> Node {
     }
     maps.extend(item.get("objectName").and_then(Node::as_text).map(str::to_owned));
     let Kind::Map(entries) = item.kind else { return item };
-    let json = |value: Node| Node { line: value.line, kind: Kind::Text("json".to_owned()) };
+    let json = |value: Node| Node { line: value.line, kind: Kind::text("json") };
     let entries = entries
         .into_iter()
         .map(|(key, value)| if key.as_text() == Some("format") { (key, json(value)) } else { (key, value) });

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 pub use generate::{Generator, KeyKind, PasswordRules};
 
-use super::{ApiPath, DependencyId, FileMode, FileOwner, ObjectPath, RefreshPolicy};
+use super::{ApiPath, DependencyId, FileMode, FileOwner, ObjectPath, RefreshPolicy, origin::Origin};
 use crate::{format::DataFormat, template::SecretCall};
 
 pub(crate) mod generate;
@@ -220,8 +220,9 @@ pub struct Rename {
 pub struct TemplateSource {
     /// Its text, which parses.
     pub text: String,
-    /// Line of its first line within `objects`, when its lines are lines there.
-    pub line: Option<u64>,
+    /// Where it stands within `objects`.
+    #[serde(default)]
+    pub origin: Origin,
     /// What begins and ends its actions, where that is not `{{` and `}}`.
     #[serde(default)]
     pub delimiters: Option<(String, String)>,

@@ -506,7 +506,7 @@ fn generators(
 
 fn object_error(entry: &Entry, field: &'static str, reason: String) -> SpecError {
     let object = values::quote(entry.object.name()).to_string();
-    SpecError::Object { object, field, line: entry.line, reason }
+    SpecError::Object { object, field, line: entry.line, column: None, reason }
 }
 
 /// Files and folders: no two of one name, and no file where another needs a folder.

@@ -61,7 +61,7 @@ pub enum SpecError {
         line: Option<u64>,
     },
     /// `objects` as a whole.
-    #[error("parameter objects{}: {reason}", At(*line))]
+    #[error("parameter objects{}: {reason}", Place(*line, None))]
     Objects {
         /// Line within `objects`, when known.
         line: Option<u64>,
@@ -69,7 +69,7 @@ pub enum SpecError {
         reason: String,
     },
     /// One field of one object.
-    #[error("object {object} (line {line}): {field}: {reason}")]
+    #[error("object {object}{}: {field}: {reason}", Place(Some(*line), *column))]
     Object {
         /// The quoted `objectName`, or `#n` when it has none.
         object: String,
@@ -77,6 +77,8 @@ pub enum SpecError {
         field: &'static str,
         /// Line within `objects`.
         line: u64,
+        /// Column within `objects`, from 1, where it is about a character.
+        column: Option<u64>,
         /// The rule it breaks.
         reason: String,
     },
@@ -100,6 +102,14 @@ impl SpecError {
         match self {
             Self::DuplicateNames { line, .. } | Self::Object { line, .. } => Some(*line),
             Self::Objects { line, .. } | Self::PodOwner { line, .. } => *line,
+            _ => None,
+        }
+    }
+
+    /// The column on that line, from 1, when known.
+    pub fn column(&self) -> Option<u64> {
+        match self {
+            Self::Object { column, .. } => *column,
             _ => None,
         }
     }
@@ -175,10 +185,15 @@ impl fmt::Display for Names<'_> {
     }
 }
 
-struct At(Option<u64>);
+/// ` (line 3, column 4)`, as far as it is known.
+pub(crate) struct Place(pub(crate) Option<u64>, pub(crate) Option<u64>);
 
-impl fmt::Display for At {
+impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.map_or(Ok(()), |line| write!(f, " (line {line})"))
+        match self {
+            Self(Some(line), Some(column)) => write!(f, " (line {line}, column {column})"),
+            Self(Some(line), None) => write!(f, " (line {line})"),
+            Self(None, _) => Ok(()),
+        }
     }
 }

@@ -10,9 +10,10 @@ use std::{
     mem,
 };
 
-use super::values::quote;
-use serde_saphyr::granit_parser::{self, Event, Parser, ScalarStyle, ScanError, Tag};
+use super::{origin::Origin, values::quote};
+use serde_saphyr::granit_parser::{self, Event, Parser, ScalarStyle, ScanError, Span, Tag};
 
+mod place;
 #[cfg(test)]
 mod tests;
 
@@ -58,14 +59,19 @@ pub(crate) enum Kind {
     Bool(bool, String),
     /// A number, and its spelling.
     Number(serde_json::Number, String),
-    /// Text.
-    Text(String),
-    /// Text of a `|` block scalar: each of its lines is a line of the document.
-    Block(String),
+    /// Text, and where its characters stand in the document.
+    Text(String, Origin),
     /// A list.
     List(Vec<Node>),
     /// A mapping in the order written, without repeated keys.
     Map(Vec<(Node, Node)>),
+}
+
+impl Kind {
+    /// Text that stands in no document.
+    pub(crate) fn text(text: impl Into<String>) -> Self {
+        Self::Text(text.into(), Origin::Unknown)
+    }
 }
 
 impl Node {
@@ -86,7 +92,7 @@ impl Node {
     pub(crate) fn as_text(&self) -> Option<&str> {
         match &self.kind {
             Kind::Null => Some(""),
-            Kind::Text(text) | Kind::Block(text) | Kind::Bool(_, text) | Kind::Number(_, text) => Some(text),
+            Kind::Text(text, _) | Kind::Bool(_, text) | Kind::Number(_, text) => Some(text),
             Kind::List(_) | Kind::Map(_) => None,
         }
     }
@@ -97,16 +103,26 @@ impl Node {
         entries.iter().find(|(name, _)| name.as_text() == Some(key)).map(|(_, value)| value)
     }
 
-    /// Moves every line by `by`: the text stood so far down in another one.
-    pub(crate) fn shift(&mut self, by: u64) {
-        self.line += by;
+    /// The node as part of the document around the text that it was read from.
+    pub(crate) fn embed(&mut self, around: &Node) {
+        let outer = around.origin();
+        self.line = outer.line(self.line).unwrap_or(around.line);
         match &mut self.kind {
-            Kind::List(items) => items.iter_mut().for_each(|item| item.shift(by)),
+            Kind::Text(_, origin) => *origin = origin.within(outer),
+            Kind::List(items) => items.iter_mut().for_each(|item| item.embed(around)),
             Kind::Map(entries) => entries.iter_mut().for_each(|(key, value)| {
-                key.shift(by);
-                value.shift(by);
+                key.embed(around);
+                value.embed(around);
             }),
-            _ => {}
+            Kind::Null | Kind::Bool(..) | Kind::Number(..) => {}
+        }
+    }
+
+    /// Where the characters of its text stand.
+    pub(crate) const fn origin(&self) -> &Origin {
+        match &self.kind {
+            Kind::Text(_, origin) => origin,
+            _ => &Origin::Unknown,
         }
     }
 
@@ -116,7 +132,7 @@ impl Node {
             Kind::Null => "nothing",
             Kind::Bool(..) => "a boolean",
             Kind::Number(..) => "a number",
-            Kind::Text(_) | Kind::Block(_) => "text",
+            Kind::Text(..) => "text",
             Kind::List(_) => "a list",
             Kind::Map(_) => "a mapping",
         }
@@ -129,7 +145,7 @@ impl Node {
             Kind::Null => Value::Null,
             Kind::Bool(value, _) => Value::Bool(*value),
             Kind::Number(number, _) => Value::Number(number.clone()),
-            Kind::Text(text) | Kind::Block(text) => Value::String(text.clone()),
+            Kind::Text(text, _) => Value::String(text.clone()),
             Kind::List(items) => Value::Array(items.iter().map(Self::to_json).collect()),
             Kind::Map(entries) => {
                 // Sorted here, because serde_json's own map keeps insertion order under a feature that any
@@ -157,6 +173,7 @@ impl Node {
 pub(crate) fn documents(source: &str) -> Vec<Result<Node, YamlError>> {
     let options = granit_parser::options! { emit_comments: false, flow_nesting_limit: MAX_DEPTH };
     let mut reader = Reader {
+        source,
         parser: Parser::new_from_str_with_options(source, options),
         anchors: BTreeMap::new(),
         nodes: 0,
@@ -179,6 +196,7 @@ pub(crate) fn documents(source: &str) -> Vec<Result<Node, YamlError>> {
 }
 
 struct Reader<'s> {
+    source: &'s str,
     parser: Parser<'s, granit_parser::StrInput<'s>>,
     anchors: BTreeMap<usize, Node>,
     nodes: usize,
@@ -186,11 +204,11 @@ struct Reader<'s> {
 }
 
 impl<'s> Reader<'s> {
-    fn next(&mut self) -> Result<(Event<'s>, u64), YamlError> {
+    fn next(&mut self) -> Result<(Event<'s>, Span), YamlError> {
         match self.parser.next_event() {
-            Some(Ok((event, span))) => Ok((event, span.start.line() as u64)),
+            Some(Ok(found)) => Ok(found),
             Some(Err(error)) => Err(explain(&error)),
-            None => Ok((Event::StreamEnd, 0)),
+            None => Ok((Event::StreamEnd, Span::default())),
         }
     }
 
@@ -199,12 +217,13 @@ impl<'s> Reader<'s> {
             match self.next()? {
                 (Event::StreamEnd, _) => return Ok(None),
                 (Event::DocumentStart(..) | Event::StreamStart | Event::DocumentEnd, _) => {}
-                (event, line) => return self.node(event, line, 0).map(Some),
+                (event, span) => return self.node(event, span, 0).map(Some),
             }
         }
     }
 
-    fn node(&mut self, event: Event<'s>, line: u64, depth: usize) -> Result<Node, YamlError> {
+    fn node(&mut self, event: Event<'s>, span: Span, depth: usize) -> Result<Node, YamlError> {
+        let line = span.start.line() as u64;
         if depth > MAX_DEPTH {
             return Err(YamlError::at(line, format!("nested deeper than {MAX_DEPTH} levels")));
         }
@@ -213,7 +232,13 @@ impl<'s> Reader<'s> {
             return Err(YamlError::at(line, format!("more than {MAX_NODES} values")));
         }
         let (anchor, kind) = match event {
-            Event::Scalar(text, style, anchor, tag) => (anchor, scalar(&text, style, tag.as_deref(), line)?),
+            Event::Scalar(text, style, anchor, tag) => {
+                let mut kind = scalar(&text, style, tag.as_deref(), line)?;
+                if let Kind::Text(text, origin) = &mut kind {
+                    *origin = place::of(text, style, span, self.source);
+                }
+                (anchor, kind)
+            }
             Event::SequenceStart(_, anchor, tag) => {
                 check_tag(tag.as_deref(), &["seq"], line)?;
                 (anchor, self.list(depth)?)
@@ -253,7 +278,7 @@ impl<'s> Reader<'s> {
         loop {
             match self.next()? {
                 (Event::SequenceEnd, _) => return Ok(Kind::List(items)),
-                (event, line) => items.push(self.node(event, line, depth + 1)?),
+                (event, span) => items.push(self.node(event, span, depth + 1)?),
             }
         }
     }
@@ -262,14 +287,15 @@ impl<'s> Reader<'s> {
         let mut entries = Vec::new();
         let mut seen = BTreeSet::new();
         loop {
-            let (event, line) = self.next()?;
+            let (event, span) = self.next()?;
+            let line = span.start.line() as u64;
             if matches!(event, Event::MappingEnd) {
                 return Ok(Kind::Map(entries));
             }
             if matches!(&event, Event::Scalar(text, ScalarStyle::Plain, ..) if text == "<<") {
                 return Err(YamlError::at(line, "merge keys (<<) are not supported, write the fields out"));
             }
-            let key = self.node(event, line, depth + 1)?;
+            let key = self.node(event, span, depth + 1)?;
             let Some(name) = key.as_text().filter(|_| !matches!(key.kind, Kind::Null)) else {
                 return Err(YamlError::at(line, format!("a key is {}, expected text", key.describe())));
             };
@@ -279,8 +305,8 @@ impl<'s> Reader<'s> {
                     format!("the key {} is given twice in one mapping", quote(name)),
                 ));
             }
-            let (event, line) = self.next()?;
-            entries.push((key, self.node(event, line, depth + 1)?));
+            let (event, span) = self.next()?;
+            entries.push((key, self.node(event, span, depth + 1)?));
         }
     }
 }
@@ -310,14 +336,13 @@ fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>, line: u64) -> Resul
     let text_tag = non_specific || tag.is_some_and(|tag| tag.suffix() == "str");
     let plain = style == ScalarStyle::Plain && !text_tag;
     Ok(match text.as_str() {
-        _ if style == ScalarStyle::Literal => Kind::Block(text),
-        _ if !plain => Kind::Text(text),
+        _ if !plain => Kind::text(text),
         "" | "~" | "null" | "Null" | "NULL" => Kind::Null,
         "true" | "True" | "TRUE" => Kind::Bool(true, text),
         "false" | "False" | "FALSE" => Kind::Bool(false, text),
         _ => match number(&text) {
             Some(number) => Kind::Number(number, text),
-            None => Kind::Text(text),
+            None => Kind::text(text),
         },
     })
 }

@@ -131,7 +131,7 @@ fn what_the_data_lacks_is_said_with_its_place() {
         (
             "- as: app\n  secretPath: secret/data/app\n- objectName: f\n  template: |\n    first\n    \
              x {{ .app.pasword }}",
-            "object \"f\" (line 6): template: line 2, column 6 of it: there is no key \"pasword\"; for a key \
+            "object \"f\" (line 6, column 10): template: there is no key \"pasword\"; for a key \
              that may be absent use hasKey or dig (.app has the keys \"nested\", \"user\")",
         ),
         ("- {objectName: f, secretPath: secret/data/app, format: pem-bundle}", "object \"f\": cannot read"),
@@ -174,18 +174,18 @@ fn what_cannot_work_is_refused_before_anything_is_read() {
         (
             "- objectName: f\n  template: |\n    one\n    {{ .a | toJsn }}",
             4,
-            "object \"f\" (line 4): template: line 2, column 9 of it: there is no function toJsn; did you mean toJSON?",
+            "object \"f\" (line 4, column 13): template: there is no function toJsn; did you mean toJSON?",
         ),
-        ("- objectName: f\n  template: '{{ if }}'", 2, "object \"f\" (line 2): template: line 1"),
+        ("- objectName: f\n  template: '{{ if }}'", 2, "object \"f\" (line 2, column 20): template: "),
         (
             "- objectName: f\n  template: '{{ with secret .db.path }}{{ end }}'",
             2,
-            "object \"f\" (line 2): template: line 1, column 16 of it: the path and arguments of secret must be constants",
+            "object \"f\" (line 2, column 29): template: the path and arguments of secret must be constants",
         ),
         (
             "- objectName: f\n  template: '{{ secret \"a/../b\" }}'",
             2,
-            "object \"f\" (line 2): template: line 1",
+            "object \"f\" (line 2, column 17): template: the path \"a/../b\" ",
         ),
         (
             "- objectName: f\n  template: x\n  secretPath: a/b",

@@ -19,6 +19,7 @@ fn read(text: &str) -> Result<AgentFile, Vec<String>> {
     };
     let read = |path: &str| match path {
         "/etc/templates/db" => Ok("{{ .db.username }}".to_owned()),
+        "/etc/templates/bad" => Ok("first\n  {{ .db.username | uper }}".to_owned()),
         _ => Err("no such file".to_owned()),
     };
     let around = Surroundings { defaults: &defaults, pod: &pod, read: &read };
@@ -103,6 +104,14 @@ fn mistakes_are_named_with_their_line() {
         let problems = read(&text).unwrap_err();
         assert!(problems.iter().any(|problem| problem.contains(message)), "{change:?}: {problems:#?}");
     }
+    let problems = read(&WHOLE.replace("templates/db", "templates/bad")).unwrap_err();
+    assert_eq!(
+        problems,
+        [
+            "object \"dsn\" (line 16): template: line 2, column 21 of \"/etc/templates/bad\": there is no function uper; \
+          did you mean upper?"
+        ]
+    );
     let problems = read("vaultAddress: https://x\nfolders: [{path: /a, objects: []}]").unwrap_err();
     assert!(
         problems.iter().any(|problem| problem.starts_with("missing 'roleName', the role")),
@@ -164,4 +173,47 @@ fn files_of_a_folder_are_one_together() {
     assert_eq!(parse(&texts(folder("/b")), &around).unwrap().folders.len(), 2);
     let problems = parse(&texts("roleName: other\n".into()), &around).unwrap_err();
     assert_eq!(problems[0].to_string(), "line 1: b: \"roleName\" is in another file of the folder too");
+    let wrong = "folders:\n- {path: /b, diskbacked: true, objects: [{objectName: a, template: '{{ x }}'}]}\n";
+    let problems = parse(&texts(wrong.into()), &around).unwrap_err();
+    let shown: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        shown,
+        [
+            "line 2: b: unknown key \"diskbacked\", did you mean diskBacked?",
+            "b: object \"a\" (line 2, column 72): template: there is no function x",
+        ]
+    );
+}
+
+/// Templates in the file itself: in a list, in a text with a list, and of the environment.
+#[test]
+fn mistakes_in_templates_name_line_and_column() {
+    let file = |objects: &str| {
+        format!(
+            "vaultAddress: https://x\nroleName: app\nfolders:\n  - path: /a\n    objects:{objects}exec:\n  \
+             envTemplates:\n    - {{name: A, template: \"\\x41{{{{ uper 1 }}}}\"}}\n"
+        )
+    };
+    let env = "there is no function uper; did you mean upper?";
+    for (objects, place) in [
+        (
+            "\n      - objectName: a\n        template: |\n          x\n          é{{ uper 1 }}\n",
+            "line 9, column 15",
+        ),
+        (
+            " |\n      - objectName: a\n        template: |-\n          x\n          é{{ uper 1 }}\n",
+            "line 9, column 15",
+        ),
+        (
+            " |\n      - objectName: a\n        template: >\n          x\n          é{{ uper 1 }}\n",
+            "line 9, column 15",
+        ),
+        ("\n      - {objectName: a, template: 'it''s {{ uper 1 }}'}\n", "line 6, column 45"),
+    ] {
+        let problems = read(&file(objects)).unwrap_err();
+        let found = format!("object \"a\" ({place}): template: {env}");
+        assert_eq!(problems[0], found, "{objects}");
+        let line = file(objects).lines().count();
+        assert_eq!(problems[1], format!("object \"A\" (line {line}, column 35): template: {env}"));
+    }
 }

@@ -98,7 +98,7 @@ impl Generator {
                     return Err((node.line, format!("has one of the kinds {}", Self::KINDS.join(", "))));
                 }
             },
-            (Kind::Text(_), Some(name)) if !Self::KINDS.contains(&name) => {
+            (Kind::Text(..), Some(name)) if !Self::KINDS.contains(&name) => {
                 return Self::named(name, node.line);
             }
             (_, Some(kind)) => (kind, &nothing),

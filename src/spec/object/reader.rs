@@ -10,7 +10,7 @@ use crate::{
         values,
         yaml::{Kind, Node},
     },
-    template::PodContext,
+    template::{PodContext, Position},
 };
 
 /// Fields of an object, as manifests spell them.
@@ -176,9 +176,22 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn fail(&mut self, field: &'static str, line: u64, reason: impl ToString) {
+        self.fail_at(field, line, None, reason);
+    }
+
+    /// At `place`, where it is known; else on `line`.
+    pub(super) fn fail_at(
+        &mut self,
+        field: &'static str,
+        line: u64,
+        place: Option<Position>,
+        reason: impl ToString,
+    ) {
         self.failed = true;
         let (object, reason) = (self.label.clone(), reason.to_string());
-        self.findings.error(SpecError::Object { object, field, line, reason });
+        let (line, column) =
+            place.map_or((line, None), |place| (place.line as u64, Some(place.column as u64)));
+        self.findings.error(SpecError::Object { object, field, line, column, reason });
     }
 
     pub(super) fn check<T, E: ToString>(

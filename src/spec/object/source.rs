@@ -12,7 +12,7 @@ use crate::{
         values,
         yaml::{Kind, Node},
     },
-    template::{SecretCall, Template, TemplateError},
+    template::{Position, SecretCall, Template, TemplateError},
 };
 
 /// Bytes that a compiled rename may take: a pattern of a name, not a program.
@@ -270,22 +270,20 @@ impl Reader<'_> {
 
     fn template(&mut self, text: &str) -> Option<TemplateSource> {
         let node = self.node.get("template").expect("its text was read from it");
-        // Lines of a folded or quoted text are not those of the document.
-        let first = matches!(node.kind, Kind::Block(_)).then_some(node.line);
         let (left, right) = (self.text("leftDelimiter"), self.text("rightDelimiter"));
         let delimiters = (left.is_some() || right.is_some()).then(|| {
             let or =
                 |given: Option<(&str, u64)>, usual: &str| given.map_or(usual, |(text, _)| text).to_owned();
             (or(left, "{{"), or(right, "}}"))
         });
-        let mut source = TemplateSource { text: text.to_owned(), line: first, delimiters, calls: Vec::new() };
+        let origin = node.origin().clone();
+        let mut source = TemplateSource { text: text.to_owned(), origin, delimiters, calls: Vec::new() };
         let found =
             Template::parse(text, source.delimiters()).and_then(|template| template.secret_calls(self.pod));
         let found = match found {
             Ok(found) => found,
             Err(error) => {
-                let line = line_of(first, error.position().line).unwrap_or(node.line);
-                self.fail("template", line, describe(&error));
+                self.fail_within(node, text, error.position(), &reason(&error));
                 return None;
             }
         };
@@ -293,13 +291,17 @@ impl Reader<'_> {
             match request_of(&call) {
                 Ok(request) => source.calls.push(TemplateCall { path: call.path, args: call.args, request }),
                 Err(reason) => {
-                    let line = line_of(first, position.line).unwrap_or(node.line);
-                    let path = values::quote(&call.path);
-                    self.fail("template", line, format!("{position} of it: the path {path} {reason}"));
+                    let why = format!("the path {} {reason}", values::quote(&call.path));
+                    self.fail_within(node, text, position, &why);
                 }
             }
         }
         Some(source)
+    }
+
+    fn fail_within(&mut self, node: &Node, text: &str, at: Position, why: &str) {
+        let (place, reason) = node.origin().tell(text, at, why);
+        self.fail_at("template", node.line, place, reason);
     }
 
     /// What an absent secret or key means.
@@ -334,17 +336,11 @@ pub(crate) fn compile(pattern: &str) -> Result<regex::Regex, regex::Error> {
     regex::RegexBuilder::new(pattern).size_limit(MAX_REGEX).dfa_size_limit(MAX_REGEX).build()
 }
 
-/// A line of a template within `objects`.
-pub(crate) fn line_of(first: Option<u64>, line: usize) -> Option<u64> {
-    first.map(|first| first + line as u64 - 1)
-}
-
-/// A template's error, with its place within the template behind it.
-pub(crate) fn describe(error: &TemplateError) -> String {
-    let position = error.position();
+/// A template's error without its place.
+pub(crate) fn reason(error: &TemplateError) -> String {
     let text = error.to_string();
-    let why = text.strip_prefix(&format!("template {position}: ")).unwrap_or(&text);
-    format!("{position} of it: {why}")
+    let why = text.strip_prefix(&format!("template {}: ", error.position()));
+    why.unwrap_or(&text).to_owned()
 }
 
 /// The request that consul-template makes for a call.

@@ -1,6 +1,9 @@
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
+use proptest::prelude::*;
+
 use super::*;
+use crate::template::Position;
 
 fn json(source: &str) -> String {
     Node::parse(source).unwrap().to_json().to_string()
@@ -51,7 +54,7 @@ fn lines_and_spellings_are_kept() {
     let a = node.get("a").unwrap();
     assert_eq!((a.line, a.as_text()), (2, Some("0644")));
     let b = node.get("b").unwrap();
-    assert!(matches!(&b.kind, Kind::Block(text) if text == "first\nsecond\n"));
+    assert_eq!(b.as_text(), Some("first\nsecond\n"));
     assert_eq!(b.line, 4);
     let Kind::List(items) = &node.get("c").unwrap().kind else { panic!("not a list") };
     assert_eq!(items[0].line, 7);
@@ -106,5 +109,80 @@ fn bombs_are_refused() {
         let before = std::time::Instant::now();
         assert!(Node::parse(&source).is_err(), "{what}");
         assert!(before.elapsed().as_secs() < 20, "{what} took {:?}", before.elapsed());
+    }
+}
+
+/// Each letter of the scalar is the letter at its place in the document, or the one that its escape there writes.
+fn letters_stand_where_they_are_said_to(source: &str) -> usize {
+    let node = Node::parse(source).unwrap();
+    let node = node.get("k").unwrap();
+    let text = node.as_text().unwrap();
+    let lines: Vec<Vec<char>> = source.lines().map(|line| line.chars().collect()).collect();
+    let (mut at, mut letters) = (Position { line: 1, column: 1 }, 0);
+    for letter in text.chars() {
+        if letter.is_alphanumeric() {
+            let place = node.origin().locate(text, at).unwrap();
+            let there = &lines[place.line - 1][place.column - 1..];
+            let escaped = ["\\x41", "\\u0042", "\\U00000043", "\\ud835\\udc00"]
+                .iter()
+                .zip("ABC𝐀".chars())
+                .any(|(escape, it)| {
+                    it == letter && there.iter().copied().take(escape.len()).eq(escape.chars())
+                });
+            assert!(there[0] == letter || escaped, "{letter} of {text:?} at {place} of {source}");
+            letters += 1;
+        }
+        at = match letter {
+            '\n' => Position { line: at.line + 1, column: 1 },
+            _ => Position { column: at.column + 1, ..at },
+        };
+    }
+    letters
+}
+
+#[test]
+fn characters_are_found_in_every_kind_of_scalar() {
+    for (source, letters) in [
+        ("a: b\nk: word", 4),
+        ("k: one\n   two\n\n\n   three", 11),
+        ("k: |\n  ab\n   cd\n\n  ef\n", 6),
+        ("k: |2-\n\n    \n   ab\n  cd\nz: 1", 4),
+        ("k: >\n\n  ab\n  cd\n   more\n  ef\n\n  gh\n", 12),
+        ("k: >-\r\n  ab\r\n  cd\r\n", 4),
+        ("k: 'it''s  two\n  \n\n  lines '", 11),
+        ("k: \"a\\nb\\x41\\u0042\\U00000043 c\\\n   d\\\n\n  e\"", 8),
+        ("{\"k\": \"- a\\n- \\ud835\\udc00b\"}", 3),
+    ] {
+        assert_eq!(letters_stand_where_they_are_said_to(source), letters, "{source}");
+    }
+    let node = Node::parse("a: &x |\n  b\nk: *x\n").unwrap();
+    let place = node.get("k").unwrap().origin().locate("b\n", Position { line: 1, column: 1 });
+    assert_eq!(place, Some(Position { line: 2, column: 3 }), "where the text stands, not what refers to it");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn prop_characters_are_found(
+        head in prop::sample::select(vec!["", "'", "\"", "|\n", "|-\n", "|+\n", ">\n", ">-\n", "|2\n", ">2\n"]),
+        pieces in prop::collection::vec(
+            prop::sample::select(vec!["ab", "xyz", "é", "q", " ", "  ", "\n", "\n", "\n\n", "{{ . }}", "-", "''", "\\x41", "\\n", "\\\n", "\\u0042"]),
+            1..24,
+        ),
+        indent in 2_usize..5,
+        crlf in any::<bool>(),
+    ) {
+        let margin = " ".repeat(if head.contains('2') { 2 } else { indent });
+        let end = match head { "'" | "\"" => head, _ => "" };
+        let inner: String = pieces.concat().replace('\n', &format!("\n{margin}"));
+        let open = if head.contains('\n') { format!("{head}{margin}") } else { head.to_owned() };
+        let source = format!("a: 1\nk: {open}w{inner}{end}\nz: 2\n");
+        let source = if crlf { source.replace('\n', "\r\n") } else { source };
+        let readable = Node::parse(&source).is_ok_and(|node| {
+            node.get("k").is_some_and(|k| matches!(k.kind, Kind::Text(..)))
+        });
+        prop_assume!(readable);
+        letters_stand_where_they_are_said_to(&source);
     }
 }
