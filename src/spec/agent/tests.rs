@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::*;
-use crate::spec::TlsSpec;
+use crate::spec::{LoginMethod, TlsSpec};
 
 fn read(text: &str) -> Result<AgentFile, Vec<String>> {
     let defaults = Defaults {
