@@ -14,7 +14,10 @@ use crate::{
     cli::AgentArgs,
     config,
     control::{self, Answer, Request},
-    sandbox, telemetry,
+    sandbox,
+    spec::agent::{AgentFile, OnChange},
+    telemetry,
+    volume::Journal,
 };
 
 mod children;
@@ -23,6 +26,7 @@ mod exec;
 mod mounter;
 mod notify;
 mod process;
+mod reach;
 mod run;
 mod settings;
 mod watch;
@@ -69,7 +73,9 @@ pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    sandbox::forbid_own_core_dumps();
+    Journal::create_folder(&mounter::state(&settings.state_dir))?;
+    // Before there is a second thread, and any input of the network.
+    let confinement = sandbox::confine(&reach::settings(&settings));
     // One thread: a pod's few files are no work, and every thread costs memory in each pod.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -78,9 +84,16 @@ pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
         .thread_keep_alive(std::time::Duration::from_secs(1))
         .build()
         .context("cannot start the runtime")?;
-    let ended = runtime.block_on(run::run(settings));
+    let ended = runtime.block_on(run::run(settings, &confinement));
     runtime.shutdown_background();
     ended
+}
+
+/// Everything that is done after some change.
+fn actions(file: &AgentFile) -> impl Iterator<Item = &OnChange> {
+    file.folders
+        .iter()
+        .flat_map(|folder| std::iter::once(&folder.on_change).chain(folder.objects_on_change.values()))
 }
 
 /// For probes: the image has no shell, so the binary itself asks.

@@ -252,6 +252,9 @@ pub struct AgentArgs {
         value_name = "FORMAT"
     )]
     pub log_format: LogFormat,
+    /// Which walls are left out.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
     /// What the configuration falls back to.
     #[command(flatten)]
     pub vault: VaultFlags,

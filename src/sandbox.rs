@@ -15,6 +15,8 @@ use tracing::{info, warn};
 mod landlock;
 pub mod seccomp;
 
+use seccomp::Profile;
+
 /// What to confine, and what has to stay in reach.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
@@ -24,6 +26,8 @@ pub struct Settings {
     pub landlock: bool,
     /// Restrict system calls.
     pub seccomp: bool,
+    /// What the process is for.
+    pub profile: Profile,
     /// Files and folders that stay in reach, beside what every name look-up needs.
     pub grants: Vec<Grant>,
     /// TCP ports that may still be bound; 0 is one of the kernel's choice.
@@ -73,15 +77,24 @@ enum Outcome {
 /// Must be called while the process has one thread: Landlock holds for the calling thread and those that it
 /// starts. Cannot be undone; what is to be opened once should be open by now.
 pub fn confine(settings: &Settings) -> Confinement {
-    let core_dumps =
-        if settings.core_dumps { Outcome::Off("--allow-core-dumps") } else { forbid_core_dumps() };
+    let core_dumps = match settings.core_dumps {
+        true => Outcome::Off("--allow-core-dumps"),
+        false => forbid_core_dumps(settings.profile),
+    };
     let (landlock, pins) = match settings.landlock {
         false => (Outcome::Off("--no-landlock"), Vec::new()),
+        // What it starts would be confined to our files.
+        true if settings.profile == Profile::Supervisor => {
+            (Outcome::Off("--exec or --allow-commands"), Vec::new())
+        }
         true if threads() > 1 => (Outcome::Missing("other threads run already".to_owned()), Vec::new()),
         true => landlock::restrict(settings),
     };
     // Last: it takes away the calls that the others are made of.
-    let seccomp = if settings.seccomp { seccomp::install() } else { Outcome::Off("--no-seccomp") };
+    let seccomp = match settings.seccomp {
+        true => seccomp::install(settings.profile),
+        false => Outcome::Off("--no-seccomp"),
+    };
     let confinement = Confinement {
         measures: [("no core dumps", core_dumps), ("landlock", landlock), ("seccomp", seccomp)],
         _pins: pins,
@@ -117,18 +130,17 @@ impl Confinement {
 }
 
 /// Not dumpable: no core file, no core to a pipe (which no limit stops), and no ptrace by others of its user.
-fn forbid_core_dumps() -> Outcome {
-    match prctl::set_dumpable(false).and_then(|()| setrlimit(Resource::RLIMIT_CORE, 0, 0)) {
-        Ok(()) => Outcome::On("not dumpable, core limit 0".to_owned()),
+/// The limit alone is inherited, so whoever starts processes that are not its own to confine does without.
+fn forbid_core_dumps(profile: Profile) -> Outcome {
+    let limit = || match profile {
+        Profile::Supervisor => Ok("not dumpable"),
+        Profile::Provider | Profile::Agent => {
+            setrlimit(Resource::RLIMIT_CORE, 0, 0).map(|()| "not dumpable, core limit 0")
+        }
+    };
+    match prctl::set_dumpable(false).and_then(|()| limit()) {
+        Ok(detail) => Outcome::On(detail.to_owned()),
         Err(errno) => Outcome::Missing(errno.to_string()),
-    }
-}
-
-/// For the in-pod agent, which may start processes that are not its own to confine: no core file of it and no
-/// ptrace by others of its user, and nothing that a child inherits.
-pub fn forbid_own_core_dumps() {
-    if let Err(error) = prctl::set_dumpable(false) {
-        warn!(%error, "a core dump of this process could not be forbidden");
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     fmt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::Instant,
 };
 
@@ -247,8 +247,8 @@ pub enum Targets {
     Kubelet(PathBuf),
     /// Plain folders of the pod that this process is in. Nobody unmounts them: they go with the pod.
     Folders {
-        /// Those that may be on a disk.
-        disk_backed: BTreeSet<PathBuf>,
+        /// Those that may be on a disk, which an edit may change.
+        disk_backed: Arc<RwLock<BTreeSet<PathBuf>>>,
     },
 }
 
@@ -265,7 +265,10 @@ impl Targets {
     fn inspect(&self, path: &Path) -> Result<Inspection, TargetError> {
         match self {
             Self::Kubelet(_) => writer::inspect(path),
-            Self::Folders { disk_backed } => writer::inspect_folder(path, disk_backed.contains(path)),
+            Self::Folders { disk_backed } => {
+                let allowed = disk_backed.read().unwrap_or_else(PoisonError::into_inner).contains(path);
+                writer::inspect_folder(path, allowed)
+            }
         }
     }
 }

@@ -14,5 +14,7 @@ mod exec;
 mod life;
 #[path = "agent/pod.rs"]
 mod pod;
+#[path = "agent/reload.rs"]
+mod reload;
 #[path = "agent/told.rs"]
 mod told;

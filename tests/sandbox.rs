@@ -1,4 +1,4 @@
-//! The walls of the provider's process, seen from inside: what a program that was taken over would try.
+//! The walls of the provider's process and the agent's, seen from inside: what a program that was taken over would try.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

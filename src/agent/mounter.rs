@@ -16,7 +16,7 @@ use crate::{
     admin::Readiness,
     backend::vault::VaultBackend,
     spec::{
-        PodIdentity, ProviderName, VolumeSpec,
+        Connection, PodIdentity, ProviderName, TlsSpec, VolumeSpec,
         agent::{AgentFile, Auth, OnChange},
     },
     volume::{FailureKind, MountCommand, MountFailure, VolumeKey, VolumeManager},
@@ -90,13 +90,28 @@ impl Plan {
         let Auth { token, role_id, secret_id, .. } = &self.auth;
         [Some(token), role_id.as_ref(), secret_id.as_ref()].into_iter().flatten().cloned().collect()
     }
+
+    /// The server, and how it is known; every folder has the same.
+    pub(super) fn connection(&self) -> Option<&Connection> {
+        self.targets.first().map(|target| &target.spec.connection)
+    }
+
+    /// Files and folders that TLS reads.
+    pub(super) fn tls(&self) -> Vec<PathBuf> {
+        let Some(Connection { tls, .. }) = self.connection() else { return Vec::new() };
+        let TlsSpec { ca_cert, ca_directory, client_cert, client_key, .. } = tls;
+        [ca_cert, ca_directory, client_cert, client_key].into_iter().flatten().map(PathBuf::from).collect()
+    }
 }
 
 /// The folder, made if it is not there, with every link of the way to it resolved: what the mount is at, and
 /// not what another container of the pod may make of the way later.
 pub(super) fn resolved(path: &Path) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(path).with_context(|| format!("cannot make the folder {}", path.display()))?;
-    path.canonicalize().with_context(|| format!("cannot resolve the folder {}", path.display()))
+    let folder =
+        path.canonicalize().with_context(|| format!("cannot resolve the folder {}", path.display()))?;
+    std::fs::read_dir(&folder).with_context(|| format!("cannot list the folder {}", folder.display()))?;
+    Ok(folder)
 }
 
 fn digest(spec: &VolumeSpec) -> [u8; 32] {

@@ -1,6 +1,12 @@
 //! The agent from its start to its end.
 
-use std::{collections::BTreeMap, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
@@ -12,10 +18,12 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{
+    actions,
     children::Children,
     exec::Supervisor,
     mounter::{self, Mounter, Plan, Target},
     notify::Notifier,
+    reach,
     settings::{Loaded, Settings},
     watch::InputWatch,
 };
@@ -25,6 +33,8 @@ use crate::{
     backend::vault::{Limits, VaultBackend},
     clock::wall_now,
     control::Control,
+    sandbox::{Confinement, seccomp::Profile},
+    spec::agent::AgentFile,
     volume::{
         Change, Journal, MountFailure, Settings as Engine, Targets, VolumeKey, VolumeManager, VolumeReport,
     },
@@ -37,7 +47,7 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Runs until told to stop, or until the first render with `--once`, or until the supervised process ends.
-pub(super) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(settings: Settings, confinement: &Confinement) -> anyhow::Result<ExitCode> {
     info!(version = env!("CARGO_PKG_VERSION"), "leasehold agent starts");
     settings.file.warnings.iter().for_each(|warning| warn!("{warning}"));
     for action in actions(&settings.file) {
@@ -48,6 +58,10 @@ pub(super) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let reporting = Reporting::default();
     reporting.readiness.block("folders", "not rendered yet");
+    // Beside what it starts, it does without some of it by its nature.
+    if let Some(shortfall) = confinement.shortfall().filter(|_| reach::profile(&settings) == Profile::Agent) {
+        reporting.readiness.degrade("sandbox", shortfall);
+    }
     let admin = match &settings.health_addr {
         None => None,
         Some(address) => {
@@ -65,12 +79,6 @@ pub(super) async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     }
     drop(control);
     ended
-}
-
-fn actions(file: &crate::spec::agent::AgentFile) -> impl Iterator<Item = &crate::spec::agent::OnChange> {
-    file.folders
-        .iter()
-        .flat_map(|folder| std::iter::once(&folder.on_change).chain(folder.objects_on_change.values()))
 }
 
 /// Signals as they concern us, or the process that we supervise.
@@ -114,6 +122,10 @@ const fn ends(signal: Signal) -> bool {
     matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT)
 }
 
+/// What stands behind a refusal that is not of the files' own rights.
+const CONFINED: &str = "; the agent is confined to the folders, and to the folders of the files, that it was started with: \
+                        start it anew, or with --no-landlock";
+
 struct Agent {
     settings: Settings,
     plan: Arc<Plan>,
@@ -126,6 +138,10 @@ struct Agent {
     notifier: Notifier,
     supervisor: Option<Supervisor>,
     watch: InputWatch,
+    /// Folders that may be on a disk.
+    disk_backed: Arc<RwLock<BTreeSet<PathBuf>>>,
+    /// What is wrong with the TLS files.
+    tls_reason: Option<String>,
     /// Of the inputs as last read.
     fingerprint: [u8; 32],
 }
@@ -136,16 +152,10 @@ impl Agent {
         let journal = Journal::open(&state)?;
         let digest_key = journal.digest_key(rand::random())?;
         let plan = Plan::new(&settings.file, &settings.pod, &state)?;
-        let disk_backed = plan
-            .targets
-            .iter()
-            .zip(settings.file.folders.iter().map(|folder| folder.disk_backed).chain([false]))
-            .filter(|(_, allowed)| *allowed || settings.disk_backed)
-            .map(|(target, _)| target.key.path().to_owned())
-            .collect();
+        let disk_backed = Arc::new(RwLock::new(on_disk(&plan, &settings.file, settings.disk_backed)));
         let (sender, changes) = mpsc::unbounded_channel();
         let engine = Engine {
-            targets: Targets::Folders { disk_backed },
+            targets: Targets::Folders { disk_backed: Arc::clone(&disk_backed) },
             digest_key,
             seed: rand::random(),
             changes: Some(sender),
@@ -168,6 +178,8 @@ impl Agent {
             known: BTreeMap::new(),
             supervisor: None,
             watch: InputWatch::new(),
+            disk_backed,
+            tls_reason: None,
             settings,
         };
         Ok((agent, control))
@@ -217,12 +229,19 @@ impl Agent {
     /// Whether everything is in place; `false` when told to stop before.
     async fn first_render(&mut self, signals: &mut Signals) -> anyhow::Result<bool> {
         let mut wait = FIRST_WAIT;
+        self.watch_inputs();
         loop {
             let (mounter, plan) = (Arc::clone(&self.mounter), Arc::clone(&self.plan));
-            let failures = tokio::select! {
-                failures = mounter.mount(&plan) => failures,
-                () = told_to_end(signals) => return Ok(false),
+            let mut mounting = std::pin::pin!(async move { mounter.mount(&plan).await });
+            let failures = loop {
+                tokio::select! {
+                    failures = &mut mounting => break Some(failures),
+                    // What is mended meanwhile is not waited for.
+                    () = self.watch.changed() => if self.look().await { break None },
+                    () = told_to_end(signals) => return Ok(false),
+                }
             };
+            let Some(failures) = failures else { continue };
             let Some((key, failure)) = failures.first() else { return Ok(true) };
             self.reporting.readiness.block("folders", format!("{key}: {failure}"));
             // The kubelet starts an init container again, with a back-off of its own and an event that shows.
@@ -232,10 +251,11 @@ impl Agent {
             error!(next = ?wait, "not rendered yet: {}", list(&failures));
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
+                () = self.watch.changed() => {}
                 () = told_to_end(signals) => return Ok(false),
             }
             wait = (wait * 2).min(LONGEST_WAIT);
-            self.reload().await;
+            self.look().await;
         }
     }
 
@@ -262,14 +282,14 @@ impl Agent {
                         return 0;
                     }
                     None if signal == Signal::SIGHUP => {
-                        self.reload().await;
+                        self.look().await;
                         self.ask(&mut asking);
                     }
                     None => {}
                 },
                 Some(change) = self.changes.recv() => self.changed(change),
                 () = self.watch.changed() => {
-                    self.reload().await;
+                    self.look().await;
                     self.ask(&mut asking);
                 }
                 Some(answered) = asking.join_next() => match answered {
@@ -287,11 +307,37 @@ impl Agent {
         asking.spawn(async move { mounter.mount(&plan).await });
     }
 
-    /// Takes up what changed in our own files; what cannot be used changes nothing.
-    async fn reload(&mut self) {
+    /// Takes up what changed in the pod's files for us. Whether anything did.
+    async fn look(&mut self) -> bool {
+        let reloaded = self.reload().await;
+        self.reload_tls().await || reloaded
+    }
+
+    async fn reload_tls(&mut self) -> bool {
+        let Some(connection) = self.plan.connection() else { return false };
+        let outcome = self.mounter.backend.reload_tls(connection).await;
+        let reason = outcome.as_ref().err().cloned();
+        match &outcome {
+            Ok(true) => info!("the TLS files changed: connections use them from now on"),
+            Ok(false) => {}
+            Err(reason) if self.tls_reason.as_ref() != Some(reason) => {
+                error!(reason, "the TLS files changed and cannot be used: connections keep the old ones");
+                self.reporting.readiness.degrade("tls", reason.clone());
+            }
+            Err(_) => {}
+        }
+        if reason.is_none() {
+            self.reporting.readiness.clear("tls");
+        }
+        self.tls_reason = reason;
+        outcome == Ok(true)
+    }
+
+    /// Takes up what changed in our own files; what cannot be used changes nothing. Whether anything was taken up.
+    async fn reload(&mut self) -> bool {
         let fingerprint = fingerprint(&self.settings);
         if fingerprint == self.fingerprint {
-            return;
+            return false;
         }
         self.fingerprint = fingerprint;
         let Settings { source, defaults, environment, .. } = &self.settings;
@@ -303,6 +349,7 @@ impl Agent {
             let plan = Plan::new(&loaded.file, &loaded.pod, &state)?;
             Ok((loaded, plan))
         });
+        let usable = loaded.is_ok();
         match loaded {
             Ok((Loaded { file, pod, texts, inputs }, plan)) => {
                 info!("the configuration changed: taken up");
@@ -312,6 +359,8 @@ impl Agent {
                     info!(folder = %gone.key, "no longer configured: given up, its files stay");
                     self.mounter.manager.forget(gone.key.clone()).await;
                 }
+                *self.disk_backed.write().unwrap_or_else(PoisonError::into_inner) =
+                    on_disk(&plan, &file, self.settings.disk_backed);
                 self.settings.file = file;
                 self.settings.pod = pod;
                 self.settings.texts = texts;
@@ -320,17 +369,22 @@ impl Agent {
                 self.watch_inputs();
             }
             Err(error) => {
-                let reason = format!("{error:#}").replace('\n', "; ");
+                let mut reason = format!("{error:#}").replace('\n', "; ");
+                if reason.contains("Permission denied") {
+                    reason.push_str(CONFINED);
+                }
                 error!(reason, "the configuration changed and cannot be used: the old one goes on");
                 self.reporting.readiness.degrade("configuration", reason);
             }
         }
         // A file that the new text names may be another one.
         self.fingerprint = self::fingerprint(&self.settings);
+        usable
     }
 
     fn watch_inputs(&mut self) {
-        let files = self.settings.inputs.iter().cloned().chain(self.plan.credentials());
+        let files =
+            self.settings.inputs.iter().cloned().chain(self.plan.credentials()).chain(self.plan.tls());
         self.watch.set(files.collect::<Vec<_>>());
     }
 
@@ -398,6 +452,13 @@ impl Agent {
             warn!("not everything could be revoked in time: it ends by its TTL, or with the next start");
         }
     }
+}
+
+/// The folders of the plan that may be on a disk; its last target may be that of the variables.
+fn on_disk(plan: &Plan, file: &AgentFile, all: bool) -> BTreeSet<PathBuf> {
+    let allowed = file.folders.iter().map(|folder| folder.disk_backed).chain([false]);
+    let targets = plan.targets.iter().zip(allowed).filter(|(_, allowed)| *allowed || all);
+    targets.map(|(target, _)| target.key.path().to_owned()).collect()
 }
 
 async fn told_to_end(signals: &mut Signals) {

@@ -62,6 +62,7 @@ pub(super) struct Settings {
     pub(super) allow_commands: bool,
     pub(super) disk_backed: bool,
     pub(super) print_config: bool,
+    pub(super) sandbox: config::Sandbox,
 }
 
 /// A configuration, read.
@@ -125,6 +126,7 @@ impl Settings {
             allow_commands: arguments.allow_commands,
             disk_backed: arguments.disk_backed,
             print_config: arguments.print_config,
+            sandbox: arguments.sandbox.into(),
             environment: from_environment,
             source,
             defaults,

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     config::Config,
     kubernetes,
-    sandbox::{Grant, Rights, Settings},
+    sandbox::{Grant, Rights, Settings, seccomp::Profile},
     spec::TlsSpec,
 };
 
@@ -37,6 +37,7 @@ pub(super) fn settings(config: &Config) -> Settings {
         core_dumps: switches.core_dumps,
         landlock: switches.landlock,
         seccomp: switches.seccomp,
+        profile: Profile::Provider,
         grants,
         listens: port.into_iter().collect(),
     }

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     clock::wall_now,
     secret::{SecretBytes, SecretString},
-    spec::{LoginSpec, SecretRequest},
+    spec::{Connection, LoginSpec, SecretRequest},
 };
 
 mod address;
@@ -101,6 +101,15 @@ impl VaultBackend {
     /// A client within `limits`; connects to nobody yet.
     pub fn new(limits: Limits) -> Self {
         Self { clients: ClientPool::new(limits.connect), indexes: Indexes::default(), limits }
+    }
+
+    /// Looks at the files that TLS with `connection`'s server takes, and connects with what they hold from here
+    /// on. Requests look by themselves too, but not each one, and none tells who asked. Whether they changed.
+    ///
+    /// # Errors
+    /// What is wrong with them, for people: connections keep the previous ones, if there are any.
+    pub async fn reload_tls(&self, connection: &Connection) -> Result<bool, String> {
+        self.clients.reload(connection).await.map_err(|error| crate::telemetry::chain(&error))
     }
 
     /// Performs `call` within the context's time and gives back an answer with a 2xx status.

@@ -9,7 +9,7 @@ use landlock::{
 };
 use tracing::debug;
 
-use super::{Outcome, Rights, Settings};
+use super::{Outcome, Rights, Settings, seccomp::Profile};
 
 /// The newest interface whose rights we know and have tried. Newer ones would also restrict connecting to
 /// unix sockets (a server may be one) and UDP (names are looked up by it).
@@ -56,7 +56,7 @@ fn enforce(settings: &Settings) -> Result<RestrictionStatus, RulesetError> {
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(KNOWN))?
         .handle_access(AccessNet::BindTcp)?
-        .scope(Scope::from_all(KNOWN))?
+        .scope(scope(settings.profile))?
         .create()?
         .set_compatibility(CompatLevel::BestEffort);
     let own = settings.grants.iter().map(|grant| (grant.path.as_path(), rights(grant.rights)));
@@ -73,6 +73,14 @@ fn enforce(settings: &Settings) -> Result<RestrictionStatus, RulesetError> {
         ruleset = ruleset.add_rule(NetPort::new(*port, AccessNet::BindTcp))?;
     }
     ruleset.restrict_self()
+}
+
+/// The agent tells the processes of its pod of changes, by signals.
+fn scope(profile: Profile) -> BitFlags<Scope> {
+    match profile {
+        Profile::Agent => Scope::AbstractUnixSocket.into(),
+        Profile::Provider | Profile::Supervisor => Scope::from_all(KNOWN),
+    }
 }
 
 fn rights(rights: Rights) -> BitFlags<AccessFs> {

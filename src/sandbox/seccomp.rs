@@ -15,6 +15,19 @@ use seccompiler::{
 
 use super::Outcome;
 
+/// What a process is for, and so what it calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// The node's provider.
+    #[default]
+    Provider,
+    /// The in-pod agent, which may signal processes of its pod and starts none.
+    Agent,
+    /// The in-pod agent with processes that it starts. They inherit its filter, so it has room for them: what no
+    /// application of a restricted pod does answers EPERM, as a container runtime's own profile would.
+    Supervisor,
+}
+
 /// A call that may be made, if any one of the conditions holds, or always when there is none.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
@@ -129,6 +142,9 @@ pub const ALLOWED_HERE: &[Call] = calls![
 /// Calls that only this kind of machine has.
 #[cfg(not(target_arch = "x86_64"))]
 pub const ALLOWED_HERE: &[Call] = calls![SYS_faccessat];
+
+/// What the agent needs beside: signals to the processes of its pod. Whom it may signal is the kernel's business.
+const SIGNALS: &[Call] = calls![SYS_kill];
 
 /// What a container takes beside [`ALLOWED`] until the process confines itself: the runtime's last steps, the
 /// start of a program, and the confinement. For the profile of the container, which is in force from outside.
@@ -252,15 +268,54 @@ pub const FORBIDDEN_HERE: &[Call] =
 #[cfg(not(target_arch = "x86_64"))]
 pub const FORBIDDEN_HERE: &[Call] = calls![];
 
-pub(super) fn install() -> Outcome {
-    match filters() {
+/// Of those, what applications do in good faith, and so what a supervisor's filter leaves to its own.
+const APPLICATIONS: [&str; 30] = [
+    "capset",
+    "chroot",
+    "execve",
+    "execveat",
+    "fork",
+    "io_uring_enter",
+    "io_uring_register",
+    "io_uring_setup",
+    "kcmp",
+    "memfd_create",
+    "mknod",
+    "mknodat",
+    "modify_ldt",
+    "name_to_handle_at",
+    "personality",
+    "pidfd_getfd",
+    "pidfd_open",
+    "pidfd_send_signal",
+    "process_madvise",
+    "process_mrelease",
+    "setfsgid",
+    "setfsuid",
+    "setgid",
+    "setgroups",
+    "setregid",
+    "setresgid",
+    "setresuid",
+    "setreuid",
+    "setuid",
+    "vfork",
+];
+
+pub(super) fn install(profile: Profile) -> Outcome {
+    match filters(profile) {
         Ok(filters) => {
             for filter in filters {
                 if let Err(error) = seccompiler::apply_filter_all_threads(&filter) {
                     return Outcome::Missing(describe(&error));
                 }
             }
-            Outcome::On(format!("{} system calls are left", ALLOWED.len() + ALLOWED_HERE.len()))
+            Outcome::On(match profile {
+                Profile::Provider | Profile::Agent => {
+                    format!("{} system calls are left", allowed(profile).map(<[Call]>::len).sum::<usize>())
+                }
+                Profile::Supervisor => format!("{} system calls are refused", refused().len()),
+            })
         }
         Err(error) => Outcome::Missing(error.to_string()),
     }
@@ -275,12 +330,28 @@ fn describe(error: &seccompiler::Error) -> String {
     }
 }
 
+/// The lists of what is left.
+fn allowed(profile: Profile) -> impl Iterator<Item = &'static [Call]> {
+    let own = if profile == Profile::Agent { SIGNALS } else { &[] };
+    [ALLOWED, ALLOWED_HERE, own].into_iter()
+}
+
+/// What a supervisor refuses to itself and to what it starts.
+fn refused() -> Vec<Call> {
+    let all = [FORBIDDEN, FORBIDDEN_HERE].into_iter().flatten();
+    all.filter(|call| !APPLICATIONS.contains(&call.name())).copied().collect()
+}
+
 /// In the order in which they are installed: the second leaves no call to install another.
-fn filters() -> Result<[BpfProgram; 2], BackendError> {
-    let missing = u32::try_from(libc::ENOSYS).expect("error numbers are positive");
-    Ok([
+fn filters(profile: Profile) -> Result<Vec<BpfProgram>, BackendError> {
+    let errno = |errno| SeccompAction::Errno(u32::try_from(errno).expect("error numbers are positive"));
+    if profile == Profile::Supervisor {
+        return Ok(vec![filter(&[&refused()], SeccompAction::Allow, errno(libc::EPERM))?]);
+    }
+    let left: Vec<_> = allowed(profile).collect();
+    Ok(vec![
         filter(&[FORBIDDEN, FORBIDDEN_HERE], SeccompAction::Allow, SeccompAction::KillProcess)?,
-        filter(&[ALLOWED, ALLOWED_HERE], SeccompAction::Errno(missing), SeccompAction::Allow)?,
+        filter(&left, errno(libc::ENOSYS), SeccompAction::Allow)?,
     ])
 }
 
@@ -322,10 +393,28 @@ mod tests {
     }
 
     #[test]
+    fn a_supervisor_refuses_what_leads_out_of_a_pod_and_nothing_that_starts_programs() {
+        let refused: Vec<_> = refused().iter().map(Call::name).collect();
+        for name in
+            ["mount", "ptrace", "bpf", "unshare", "setns", "keyctl", "init_module", "open_by_handle_at"]
+        {
+            assert!(refused.contains(&name), "{name}");
+        }
+        for name in APPLICATIONS {
+            assert!(!refused.contains(&name), "{name}");
+        }
+        let forbidden = FORBIDDEN.len() + FORBIDDEN_HERE.len();
+        // On other machines some of them are missing.
+        assert!(refused.len() >= forbidden - APPLICATIONS.len(), "{refused:?}");
+    }
+
+    #[test]
     fn the_filters_compile() {
-        for filter in filters().unwrap() {
-            // The kernel's limit (BPF_MAXINSNS).
-            assert!((10..4096).contains(&filter.len()), "{}", filter.len());
+        for profile in [Profile::Provider, Profile::Agent, Profile::Supervisor] {
+            for filter in filters(profile).unwrap() {
+                // The kernel's limit (BPF_MAXINSNS).
+                assert!((10..4096).contains(&filter.len()), "{}", filter.len());
+            }
         }
     }
 }

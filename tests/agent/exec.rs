@@ -1,13 +1,16 @@
 //! The supervisor of an application that reads only its environment.
 
-use std::os::unix::process::ExitStatusExt as _;
+use std::{fs, os::unix::process::ExitStatusExt as _, path::Path};
 
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid as Id,
+};
 use serde_json::json;
 
 use crate::{
-    pod::Pod,
-    support::{SOON, bao::REVOCATION, until},
+    pod::{Pod, Processes},
+    support::{SOON, bao::REVOCATION, process::Process, until},
 };
 
 fn configuration(pod: &Pod, more: &str) -> String {
@@ -64,7 +67,7 @@ async fn a_process_gets_its_environment_and_a_new_one_when_it_changes() {
 }
 
 #[tokio::test]
-async fn exit_codes_signals_and_orphans_are_the_supervisors_business() {
+async fn exit_codes_and_signals_are_passed_through() {
     let pod = Pod::new("exits").await;
     pod.ground.bao.put_secret("exits/settings", json!({"A": "1"})).await;
     pod.replace("config/agent.yaml", &configuration(&pod, ""));
@@ -84,4 +87,73 @@ async fn exit_codes_signals_and_orphans_are_the_supervisors_business() {
     let status = agent.wait(SOON).await;
     assert_eq!((status.code(), status.signal()), (Some(1), None));
     assert!(agent.log().contains("cannot start /does/not/exist"), "{}", agent.log());
+}
+
+/// Starts two processes whose parent ends at once, and waits for the word to end itself.
+const ORPHANS: &str = "trap 'exit 5' USR1; ($0 600 & $0 600 &); echo waiting; while :; do sleep 0.05; done";
+
+/// The children of a process that bear the program's name, with the kernel's letter for what they do.
+fn children(parent: u32, program: &Path) -> Vec<(i32, char)> {
+    let name = program.file_name().unwrap().to_str().unwrap();
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let child = |id: i32| {
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        let (before, after) = stat.rsplit_once(')')?;
+        let mut fields = after.split_whitespace();
+        let (state, of) = (fields.next()?.chars().next()?, fields.next()?.parse::<u32>().ok()?);
+        (before.ends_with(name) && of == parent).then_some((id, state))
+    };
+    ids.filter_map(child).collect()
+}
+
+/// Waits until both are the first process's, and ends them.
+async fn end_orphans(first: &mut Process, program: &Path) {
+    let orphans = until("the orphans are handed over", SOON, async || {
+        first.assert_running();
+        Some(children(first.pid(), program)).filter(|found| found.len() == 2)
+    })
+    .await;
+    for (id, _) in orphans {
+        kill(Id::from_raw(id), Signal::SIGKILL).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn orphans_are_reaped_by_the_first_process_of_a_container() {
+    let program = |pod: &Pod| {
+        let program = pod.path("config/lh-orphan");
+        fs::copy("/bin/sleep", &program).unwrap();
+        program
+    };
+    // timeout(1) waits for its own child alone, as a supervisor does that was not made to be process 1.
+    let pod = Pod::with("orphan-a", Processes::Own).await;
+    let sleeper = program(&pod);
+    let mut naive = pod.run(Path::new("timeout"), |command| {
+        command.args(["600", "bash", "-c", ORPHANS]).arg(&sleeper);
+    });
+    end_orphans(&mut naive, &sleeper).await;
+    until("they stay as zombies", SOON, async || {
+        let found = children(naive.pid(), &sleeper);
+        (found.len() == 2 && found.iter().all(|(_, state)| *state == 'Z')).then_some(())
+    })
+    .await;
+
+    let pod = Pod::with("orphan-b", Processes::Own).await;
+    let sleeper = program(&pod);
+    pod.ground.bao.put_secret("orphan-b/settings", json!({"A": "1"})).await;
+    pod.replace("config/agent.yaml", &configuration(&pod, ""));
+    let mut agent = pod.agent(&["--exec", "--", "bash", "-c", ORPHANS, sleeper.to_str().unwrap()]);
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap();
+    assert_eq!(ids.split_whitespace().last(), Some("1"), "it is process 1: {ids}");
+    end_orphans(&mut agent, &sleeper).await;
+    until("nothing is left of them", SOON, async || {
+        agent.assert_running();
+        children(agent.pid(), &sleeper).is_empty().then_some(())
+    })
+    .await;
+    // Nor is one of them taken for the process itself.
+    agent.signal(Signal::SIGUSR1);
+    assert_eq!(agent.wait(SOON).await.code(), Some(5), "{}", agent.log());
 }

@@ -179,26 +179,6 @@ async fn a_folder_on_disk_is_refused_unless_asked_for() {
 }
 
 #[tokio::test]
-async fn an_edit_is_taken_up_and_a_broken_one_is_told_of() {
-    let pod = Pod::new("edit").await;
-    pod.put("a", "one").await;
-    pod.put("b", "two").await;
-    pod.configure(&[pod.kv("a")], "");
-    let mut agent = pod.agent(&[]);
-    pod.ready(&mut agent).await;
-    pod.configure(&[pod.kv("a").replace("secretKey", "secretkey")], "");
-    agent.logged("did you mean secretKey?", SOON).await;
-    let (status, report) = pod.check().await;
-    assert!(status.success() && report.contains("configuration: degraded"), "{report}");
-    assert_eq!(pod.read("secrets/a").unwrap(), "one", "the old one goes on");
-    pod.configure(&[pod.kv("b")], "");
-    until("the edit is followed", SOON, async || {
-        (pod.read("secrets/b").ok()? == "two" && pod.read("secrets/a").is_err()).then_some(())
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn not_ready_before_the_first_render() {
     let pod = Pod::new("probe").await;
     pod.put("a", "one").await;

@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink},
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
     sync::Arc,
@@ -36,6 +36,15 @@ pub const USER: u32 = 65532;
 /// The pod's fsGroup.
 pub const GROUP: u32 = 2000;
 
+/// Whose processes a container sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Processes {
+    /// Those of all containers, as with `shareProcessNamespace`.
+    Shared,
+    /// Its own: the first program that is run is process 1, and the last.
+    Own,
+}
+
 /// One pod, with a role and secrets of its own.
 pub struct Pod {
     pub ground: Arc<Ground>,
@@ -48,8 +57,13 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// `name`: at most eight characters.
+    /// `name`: at most eight characters. The processes of all containers see each other.
     pub async fn new(name: &'static str) -> Self {
+        Self::with(name, Processes::Shared).await
+    }
+
+    /// `name`: at most eight characters.
+    pub async fn with(name: &'static str, processes: Processes) -> Self {
         require_root();
         let ground = Ground::get().await;
         let admin = ground.bao.admin();
@@ -78,7 +92,7 @@ impl Pod {
         let worker = Worker::new("pod");
         let root = dir.path().to_owned();
         worker
-            .run(move || isolate(&root))
+            .run(move || isolate(&root, processes))
             .unwrap_or_else(|error| panic!("make the pod's namespace: {error}"));
         let identity = cluster::Pod::new("prod", "app-0", "app");
         let pod = Self { ground, name, proxy, identity, worker, dir, health: free_port() };
@@ -104,6 +118,29 @@ impl Pod {
         fs::write(&new, text).unwrap();
         fs::set_permissions(&new, fs::Permissions::from_mode(0o644)).unwrap();
         fs::rename(new, path).unwrap();
+    }
+
+    /// A ConfigMap's folder with these files, or its next version: written beside the old one, and put in its
+    /// place by swapping one link.
+    pub fn config_map(&self, name: &str, version: u32, files: &[(&str, &str)]) {
+        let folder = self.path(name);
+        let fresh = folder.join(format!("..version_{version}"));
+        fs::create_dir_all(&fresh).unwrap();
+        for (file, text) in files {
+            fs::write(fresh.join(file), text).unwrap();
+        }
+        let before = fs::read_link(folder.join("..data")).ok();
+        symlink(fresh.file_name().unwrap(), folder.join("..data_tmp")).unwrap();
+        fs::rename(folder.join("..data_tmp"), folder.join("..data")).unwrap();
+        for (file, _) in files {
+            let link = folder.join(file);
+            if fs::symlink_metadata(&link).is_err() {
+                symlink(Path::new("..data").join(file), link).unwrap();
+            }
+        }
+        if let Some(before) = before {
+            fs::remove_dir_all(folder.join(before)).unwrap();
+        }
     }
 
     pub async fn put(&self, key: &str, value: &str) {
@@ -150,8 +187,13 @@ impl Pod {
 
     /// The agent as a container of the pod.
     pub fn agent(&self, arguments: &[&str]) -> Process {
+        self.agent_with("--config", "config/agent.yaml", arguments)
+    }
+
+    /// The same with another kind of file.
+    pub fn agent_with(&self, kind: &str, file: &str, arguments: &[&str]) -> Process {
         self.run(&binary(), |command| {
-            command.arg("agent").arg("--config").arg(self.path("config/agent.yaml"));
+            command.arg("agent").arg(kind).arg(self.path(file));
             command.arg("--state-dir").arg(self.path("state")).args(["--log-level", "debug"]);
             if !arguments.contains(&"--once") {
                 command.args(["--health-addr", &format!("127.0.0.1:{}", self.health)]);
@@ -253,8 +295,11 @@ impl Pod {
     }
 }
 
-fn isolate(root: &Path) -> io::Result<()> {
+fn isolate(root: &Path, processes: Processes) -> io::Result<()> {
     let none = None::<&str>;
+    if processes == Processes::Own {
+        unshare(CloneFlags::CLONE_NEWPID)?;
+    }
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     for folder in ["secrets", "state"] {

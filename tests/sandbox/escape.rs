@@ -13,6 +13,8 @@ use std::{
 
 use nix::{
     errno::Errno,
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
     sys::{
         signal::{Signal, kill},
         wait::{WaitPidFlag, waitpid},
@@ -26,9 +28,10 @@ use crate::{
         Outcome, Victim,
     },
     support::{
-        free_port,
-        leasehold::{Launch, Leasehold},
+        SOON, free_port,
+        leasehold::{Launch, Leasehold, binary},
         node::Node,
+        process::{Process, Worker},
     },
 };
 
@@ -276,43 +279,100 @@ fn refused(ground: &Ground) -> Vec<(Attempt, Errno)> {
     by_filter.chain(by_landlock.into_iter().map(|attempt| (attempt, Errno::EACCES))).collect()
 }
 
+/// Which process is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// A node's provider.
+    Provider,
+    /// A pod's agent.
+    Agent,
+    /// The same with an application to supervise, which inherits what confines it.
+    Supervisor,
+}
+
+/// A serving process.
+enum Running {
+    Provider(Leasehold),
+    Agent(Process),
+}
+
+impl Running {
+    fn pid(&self) -> u32 {
+        match self {
+            Self::Provider(leasehold) => leasehold.pid(),
+            Self::Agent(process) => process.pid(),
+        }
+    }
+}
+
 /// Where the process runs, and what lies about for it to find.
 struct Ground {
+    shape: Shape,
     node: Arc<Node>,
     folder: &'static Path,
+    pod: Worker,
 }
 
 impl Ground {
-    fn new() -> Self {
+    fn new(shape: Shape) -> Self {
         let node = Arc::new(Node::new());
         let folder: &'static Path = Box::leak(node.root().to_owned().into_boxed_path());
-        Self { node, folder }
+        let pod = Worker::new("pod");
+        std::fs::create_dir_all(folder.join("pod/secrets")).unwrap();
+        pod.run(|| {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            let none = None::<&str>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            let secrets = folder.join("pod/secrets");
+            mount(Some("tmpfs"), &secrets, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        });
+        Self { shape, node, folder, pod }
     }
 
     fn path(&self, name: &str) -> Argument<'static> {
         Bytes(format!("{}/{name}", self.folder.display()).into_bytes().leak())
     }
 
-    async fn start(&self, confined: bool) -> Leasehold {
-        let mut launch = Launch::new("https://127.0.0.1:1");
-        launch.names = vec!["vault".into()];
-        if !confined {
-            launch.flags.extend(["--no-seccomp", "--no-landlock", "--allow-core-dumps"].map(str::to_owned));
-        }
+    async fn start(&self, confined: bool) -> Running {
         for file in ["here", "victim"] {
             std::fs::write(self.folder.join(file), "").unwrap();
         }
-        let leasehold = Leasehold::start(&self.node, launch).await;
-        leasehold.is_ready().await;
-        leasehold
+        let open = ["--no-seccomp", "--no-landlock", "--allow-core-dumps"];
+        let flags = if confined { &[][..] } else { &open[..] };
+        if self.shape == Shape::Provider {
+            let mut launch = Launch::new("https://127.0.0.1:1");
+            launch.names = vec!["vault".into()];
+            launch.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+            let leasehold = Leasehold::start(&self.node, launch).await;
+            leasehold.is_ready().await;
+            return Running::Provider(leasehold);
+        }
+        let pod = self.folder.join("pod");
+        let config = format!(
+            "vaultAddress: https://127.0.0.1:1\nauth: {{method: token, tokenPath: {0}/token}}\nstateDir: {0}/state\n\
+             folders:\n- path: {0}/secrets\n  objects: [{{objectName: a, secretPath: secret/data/a, secretKey: b}}]\n",
+            pod.display()
+        );
+        std::fs::create_dir_all(pod.join("config")).unwrap();
+        std::fs::write(pod.join("config/agent.yaml"), config).unwrap();
+        std::fs::write(pod.join("token"), "s.token").unwrap();
+        let process = Process::spawn_on(&self.pod, "agent", &[], binary(), |command| {
+            command.args(["agent", "--config"]).arg(pod.join("config")).args(flags);
+            if self.shape == Shape::Supervisor {
+                command.args(["--exec", "--", "sleep", "600"]);
+            }
+        });
+        // Nobody answers at that address, so it tries on.
+        process.logged("first mount failing", SOON).await;
+        Running::Agent(process)
     }
 
     /// Tries each of `attempts`, in a fresh process as often as one is used up.
     async fn try_all<T: Sync>(&self, confined: bool, attempts: &[T], of: fn(&T) -> &Attempt) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         while outcomes.len() < attempts.len() {
-            let leasehold = self.start(confined).await;
-            let pid = leasehold.pid();
+            let process = self.start(confined).await;
+            let pid = process.pid();
             // Of a thread, and of one for all calls: ptrace is between threads.
             std::thread::scope(|scope| {
                 let tracer = scope.spawn(|| {
@@ -326,7 +386,7 @@ impl Ground {
                         {
                             end(child);
                         }
-                        let used_up = matches!(attempt.without, Ends) && !confined;
+                        let used_up = matches!((attempt.without, outcome), (Ends, Outcome::Done(_)));
                         if used_up || matches!(outcome, Outcome::Killed(_)) {
                             break;
                         }
@@ -336,6 +396,14 @@ impl Ground {
             });
         }
         outcomes
+    }
+
+    /// Takes away what the process planted.
+    fn clear(&self) {
+        for name in ["device", "kubelet/planted", "kubelet/link", "providers/planted", "there", "planted"] {
+            let path = self.folder.join(name);
+            let _absent = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir(&path));
+        }
     }
 }
 
@@ -369,40 +437,84 @@ fn all_are<T: Debug + PartialEq>(what: &str, found: Vec<(&'static str, T)>, expe
 /// Whatever only a program that was taken over would call ends the process.
 #[tokio::test(flavor = "multi_thread")]
 async fn sandbox_escape_attempts() {
-    let ground = Ground::new();
-    let attempts = deadly(&ground);
-    let free = ground.try_all(false, &attempts, |attempt| attempt).await;
-    all_work(attempts.iter(), free);
-    std::fs::remove_file(ground.folder.join("device")).unwrap();
+    for shape in [Shape::Provider, Shape::Agent] {
+        let ground = Ground::new(shape);
+        let attempts = deadly(&ground);
+        let free = ground.try_all(false, &attempts, |attempt| attempt).await;
+        all_work(attempts.iter(), free);
+        ground.clear();
 
-    let confined = ground.try_all(true, &attempts, |attempt| attempt).await;
-    let found: Vec<_> = attempts.iter().map(|attempt| attempt.name).zip(confined).collect();
-    assert!(found.len() >= 25);
-    all_are("confined", found, |_| Outcome::Killed(Signal::SIGSYS));
+        let confined = ground.try_all(true, &attempts, |attempt| attempt).await;
+        let found: Vec<_> = attempts.iter().map(|attempt| attempt.name).zip(confined).collect();
+        assert!(found.len() >= 25);
+        all_are(&format!("{shape:?}, confined"), found, |_| Outcome::Killed(Signal::SIGSYS));
+    }
+}
+
+/// What a supervised application may do as any other of a restricted pod, and so its supervisor.
+const LEFT: [&str; 17] = [
+    "capset",
+    "chroot",
+    "execve",
+    "execveat",
+    "fork",
+    "io_uring_setup",
+    "kcmp",
+    "memfd_create",
+    "mknodat",
+    "name_to_handle_at",
+    "personality",
+    "pidfd_getfd",
+    "pidfd_open",
+    "pidfd_send_signal",
+    "setgroups",
+    "setresgid",
+    "setuid",
+];
+
+/// A supervisor starts programs, and neither it nor they mount, trace or load anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_supervisor_stays_in_its_pod_and_starts_programs() {
+    let ground = Ground::new(Shape::Supervisor);
+    let (left, refused): (Vec<_>, Vec<_>) =
+        deadly(&ground).into_iter().partition(|attempt| LEFT.contains(&attempt.name));
+    assert_eq!(left.len(), LEFT.len());
+    let free = ground.try_all(false, &refused, |attempt| attempt).await;
+    all_work(refused.iter(), free);
+
+    let confined = ground.try_all(true, &refused, |attempt| attempt).await;
+    let found = refused.iter().map(|attempt| attempt.name).zip(confined).collect();
+    all_are("confined", found, |_| Outcome::Refused(Errno::EPERM));
+    let confined = ground.try_all(true, &left, |attempt| attempt).await;
+    all_work(left.iter(), confined);
+    ground.clear();
 }
 
 /// What is refused without ending the process: calls that libraries try, arguments that are not ours, files,
 /// ports and sockets of others.
 #[tokio::test(flavor = "multi_thread")]
 async fn sandbox_refuses_what_is_not_ours() {
-    let ground = Ground::new();
-    let attempts = refused(&ground);
-    let free = ground.try_all(false, &attempts, |(attempt, _)| attempt).await;
-    all_work(attempts.iter().map(|(attempt, _)| attempt), free);
-    for planted in ["kubelet/planted", "kubelet/link", "providers/planted", "there"] {
-        std::fs::remove_file(ground.folder.join(planted)).unwrap();
-    }
-    std::fs::remove_dir(ground.folder.join("planted")).unwrap();
+    for shape in [Shape::Provider, Shape::Agent] {
+        let ground = Ground::new(shape);
+        // An agent looks for the processes of its pod, and signals them.
+        let concerns = |attempt: &Attempt| {
+            shape == Shape::Provider || !matches!(attempt.name, "another process" | "signal of others")
+        };
+        let attempts: Vec<_> =
+            refused(&ground).into_iter().filter(|(attempt, _)| concerns(attempt)).collect();
+        let free = ground.try_all(false, &attempts, |(attempt, _)| attempt).await;
+        all_work(attempts.iter().map(|(attempt, _)| attempt), free);
+        ground.clear();
 
-    let confined = ground.try_all(true, &attempts, |(attempt, _)| attempt).await;
-    let found = attempts.iter().map(|(attempt, _)| attempt.name).zip(confined).collect();
-    all_are("confined", found, |at| Outcome::Refused(attempts[at].1));
+        let confined = ground.try_all(true, &attempts, |(attempt, _)| attempt).await;
+        let found = attempts.iter().map(|(attempt, _)| attempt.name).zip(confined).collect();
+        all_are(&format!("{shape:?}, confined"), found, |at| Outcome::Refused(attempts[at].1));
+    }
 }
 
 /// A listener on a port of its own would be a way in; an abstract socket belongs to no folder.
 #[tokio::test(flavor = "multi_thread")]
 async fn sandbox_opens_no_way_in() {
-    let ground = Ground::new();
     let name = format!("leasehold-{}", std::process::id());
     let _open = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
     let abstract_address = [&libc::AF_UNIX.to_ne_bytes()[..2], b"\0", name.as_bytes()].concat();
@@ -410,9 +522,12 @@ async fn sandbox_opens_no_way_in() {
     // At an address of loopback that no other server has.
     let port_address =
         [&libc::AF_INET.to_ne_bytes()[..2], &port.to_be_bytes(), &[127, 53, 9, 1], &[0; 8]].concat();
-    for (confined, refused) in [(false, None), (true, Some(()))] {
-        let leasehold = ground.start(confined).await;
-        let pid = leasehold.pid();
+    for (shape, confined) in
+        [(Shape::Provider, false), (Shape::Provider, true), (Shape::Agent, false), (Shape::Agent, true)]
+    {
+        let ground = Ground::new(shape);
+        let process = ground.start(confined).await;
+        let pid = process.pid();
         let (abstract_address, port_address) = (abstract_address.clone(), port_address.clone());
         let outcomes = tokio::task::spawn_blocking(move || {
             let victim = Victim::stop(pid);
@@ -427,10 +542,10 @@ async fn sandbox_opens_no_way_in() {
                 then(libc::AF_UNIX, libc::SYS_connect, &abstract_address),
             ]
         });
-        let expected = match refused {
-            None => [Outcome::Done(0), Outcome::Done(0)],
-            Some(()) => [Outcome::Refused(Errno::EACCES), Outcome::Refused(Errno::EPERM)],
+        let expected = match confined {
+            false => [Outcome::Done(0), Outcome::Done(0)],
+            true => [Outcome::Refused(Errno::EACCES), Outcome::Refused(Errno::EPERM)],
         };
-        assert_eq!(outcomes.await.unwrap(), expected, "confined: {confined}");
+        assert_eq!(outcomes.await.unwrap(), expected, "{shape:?} confined: {confined}");
     }
 }

@@ -72,37 +72,20 @@ impl ClientPool {
 
     /// The client for `connection`, built or rebuilt when its TLS files changed.
     pub(super) async fn endpoint(&self, connection: &Connection) -> Result<Endpoint, TransportError> {
-        let address = VaultAddress::parse(&connection.address)?;
-        let tls = if address.is_tls() { connection.tls.clone() } else { TlsSpec::default() };
-        let name = address.to_string();
-        let slot = self.slot((name.clone(), tls.clone()));
+        let (address, tls) = parts(connection)?;
+        let slot = self.slot((address.to_string(), tls.clone()));
         // Held while files are read: a hundred mounts that start together build one client.
         let mut slot = slot.lock().await;
-        let now = boot_now();
-        if let Some(built) = slot.as_mut() {
-            // What no file went into cannot go stale.
-            if built.stamps.is_empty() || built.checked.until(now) < RELOAD_INTERVAL {
-                return Ok(built.endpoint.clone());
-            }
-            built.checked = now;
+        // What no file went into cannot go stale.
+        let fresh =
+            |built: &&Built| built.stamps.is_empty() || built.checked.until(boot_now()) < RELOAD_INTERVAL;
+        if let Some(built) = slot.as_ref().filter(fresh) {
+            return Ok(built.endpoint.clone());
         }
-        let known = slot.as_ref().map(|built| built.stamps.clone());
-        let connect_timeout = self.connect_timeout;
-        let task = tokio::task::spawn_blocking(move || {
-            if known.is_some_and(|stamps| !stamps.iter().any(Stamp::is_stale)) {
-                return Ok(None);
-            }
-            build(&address, &tls, connect_timeout).map(Some)
-        });
-        // A panic while parsing a certificate is that certificate's fault, and no reason to take others down.
-        let outcome = task.await.unwrap_or(Err(TransportError::Tls(tls::TlsError::Unusable)));
-        match (outcome, slot.as_mut()) {
-            (Ok(None), Some(built)) => Ok(built.endpoint.clone()),
-            (Ok(None), None) => Err(TransportError::Tls(tls::TlsError::Unusable)),
-            (Ok(Some((endpoint, stamps))), _) => {
-                *slot = Some(Built { endpoint: endpoint.clone(), stamps, checked: now, warned: false });
-                Ok(endpoint)
-            }
+        let name = address.to_string();
+        match (self.look(&mut slot, address, tls).await, slot.as_mut()) {
+            (Ok(_), Some(built)) => Ok(built.endpoint.clone()),
+            (Ok(_), None) => Err(TransportError::Tls(tls::TlsError::Unusable)),
             (Err(error), Some(built)) => {
                 if !std::mem::replace(&mut built.warned, true) {
                     tracing::warn!(
@@ -115,6 +98,45 @@ impl ClientPool {
             }
             (Err(error), None) => Err(error),
         }
+    }
+
+    /// Looks at the TLS files now, whenever that was done last. Whether connections are other ones from here on.
+    pub(super) async fn reload(&self, connection: &Connection) -> Result<bool, TransportError> {
+        let (address, tls) = parts(connection)?;
+        let slot = self.slot((address.to_string(), tls.clone()));
+        let mut slot = slot.lock().await;
+        let outcome = self.look(&mut slot, address, tls).await;
+        if let (Err(_), Some(built)) = (&outcome, slot.as_mut()) {
+            // Whoever asked tells of it.
+            built.warned = true;
+        }
+        outcome
+    }
+
+    /// Builds the slot's client where its files are others than when it was built last. Whether it did.
+    async fn look(
+        &self,
+        slot: &mut Option<Built>,
+        address: VaultAddress,
+        tls: TlsSpec,
+    ) -> Result<bool, TransportError> {
+        let now = boot_now();
+        if let Some(built) = slot {
+            built.checked = now;
+        }
+        let known = slot.as_ref().map(|built| built.stamps.clone());
+        let connect_timeout = self.connect_timeout;
+        let task = tokio::task::spawn_blocking(move || {
+            if known.is_some_and(|stamps| !stamps.iter().any(Stamp::is_stale)) {
+                return Ok(None);
+            }
+            build(&address, &tls, connect_timeout).map(Some)
+        });
+        // A panic while parsing a certificate is that certificate's fault, and no reason to take others down.
+        let outcome = task.await.unwrap_or(Err(TransportError::Tls(tls::TlsError::Unusable)));
+        let Some((endpoint, stamps)) = outcome? else { return Ok(false) };
+        *slot = Some(Built { endpoint, stamps, checked: now, warned: false });
+        Ok(true)
     }
 
     fn slot(&self, key: Key) -> Slot {
@@ -138,6 +160,13 @@ impl ClientPool {
     pub(super) fn len(&self) -> usize {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
+}
+
+/// Where to connect to, and what of TLS matters there.
+fn parts(connection: &Connection) -> Result<(VaultAddress, TlsSpec), TransportError> {
+    let address = VaultAddress::parse(&connection.address)?;
+    let tls = if address.is_tls() { connection.tls.clone() } else { TlsSpec::default() };
+    Ok((address, tls))
 }
 
 type BuiltParts = (Endpoint, Vec<Stamp>);
