@@ -18,6 +18,7 @@ mod rule;
 mod tests;
 pub mod vault_agent;
 mod workload;
+mod write_to_file;
 
 pub use manifest::{Converted, Document, Part, convert};
 pub use notes::Field;

@@ -10,6 +10,8 @@ mod auth;
 mod compare;
 #[path = "agent/exec.rs"]
 mod exec;
+#[path = "agent/injector.rs"]
+mod injector;
 #[path = "agent/life.rs"]
 mod life;
 #[path = "agent/pod.rs"]

@@ -6,6 +6,7 @@ use super::{
     emit::{Doc, Map},
     hcl,
     notes::{Notes, plain},
+    write_to_file,
 };
 use crate::spec::{
     values,
@@ -183,7 +184,8 @@ impl Translator {
 
     fn templates(&mut self, stanzas: &[Node]) {
         let mut files = Vec::new();
-        for stanza in stanzas {
+        let expanded: Vec<Node> = stanzas.iter().flat_map(|stanza| self.expand(stanza)).collect();
+        for stanza in &expanded {
             self.section(stanza, "template.");
             let Some((path, _)) = self.text(stanza, "destination") else {
                 self.notes.refused(stanza.line, "template: has no destination");
@@ -220,6 +222,40 @@ impl Translator {
         if !folders.is_empty() {
             self.top.put("folders", Doc::List(folders));
         }
+    }
+
+    /// A stanza, and one for each file that its template writes beside its own.
+    fn expand(&mut self, stanza: &Node) -> Vec<Node> {
+        let text = |field: &str| stanza.get(field).and_then(Node::as_text);
+        let Some(contents) = text("contents") else { return vec![stanza.clone()] };
+        let delimiter = |field, default| text(field).filter(|text| !text.is_empty()).unwrap_or(default);
+        let (left, right) = (delimiter("left_delimiter", "{{"), delimiter("right_delimiter", "}}"));
+        let parts = match write_to_file::split(contents, left, right) {
+            Ok(None) => return vec![stanza.clone()],
+            Ok(Some(parts)) => parts,
+            Err(reason) => {
+                self.notes.refused(stanza.line, reason);
+                return vec![stanza.clone()];
+            }
+        };
+        self.notes.changed(
+            stanza.line,
+            "writeToFile: each file becomes an object of its own, of the agent's user and the folder's group, and they \
+             change together",
+        );
+        let own = with(stanza, &[("contents", &parts.own)]);
+        let others = parts.others.iter().map(|other| {
+            let fields = [
+                ("contents", other.template.as_str()),
+                ("destination", other.path.as_str()),
+                ("perms", other.perms.as_str()),
+                // Once for all of them.
+                ("command", ""),
+                ("exec", ""),
+            ];
+            with(stanza, &fields)
+        });
+        std::iter::once(own).chain(others).collect()
     }
 
     /// The template of a stanza, into an object or variable.
@@ -368,6 +404,18 @@ impl Translator {
             self.top.put("exec", out);
         }
     }
+}
+
+/// A stanza with other fields; what is empty is left out.
+fn with(stanza: &Node, fields: &[(&str, &str)]) -> Node {
+    let Kind::Map(entries) = &stanza.kind else { return stanza.clone() };
+    let replaced = |key: &Node| fields.iter().any(|(field, _)| key.as_text() == Some(field));
+    let mut entries: Vec<_> = entries.iter().filter(|(key, _)| !replaced(key)).cloned().collect();
+    for (field, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
+        let text = |text: &str| Node { line: stanza.line, kind: Kind::text(text) };
+        entries.push((text(field), text(value)));
+    }
+    Node { line: stanza.line, kind: Kind::Map(entries) }
 }
 
 /// The stanzas of `env_template "NAME" { … }`, in every shape that HCL and JSON give them.

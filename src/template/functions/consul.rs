@@ -86,12 +86,22 @@ fn pki_cert(args: &Args<'_>) -> Result<Value, Fault> {
     let data = inner(answer.get(b"data"))?.ok_or(Fault::Why("the answer holds no certificate"))?;
     let field = |name: &str| data.get(name.as_bytes()).filter(|value| matches!(value, Value::Text(_)));
     let fields = [("Cert", "certificate"), ("Key", "private_key"), ("CA", "issuing_ca")];
-    let found: Vec<_> = fields.iter().filter_map(|(to, from)| Some((key(to), field(from)?))).collect();
+    let found: Vec<_> = fields.iter().filter_map(|(to, from)| Some((key(to), ended(field(from)?)))).collect();
     if found.is_empty() {
         return Err(Fault::Why("the answer holds no certificate"));
     }
     let data = Value::map(found.clone());
     Ok(Value::map(found.into_iter().chain([(key("Data"), data)])))
+}
+
+/// PEM ends with its line, as consul-template writes it again: templates put one after another.
+fn ended(value: Value) -> Value {
+    match value {
+        Value::Text(text) if text.starts_with(b"-----BEGIN ") && !text.ends_with(b"\n") => {
+            Value::text([text.as_ref(), b"\n"].concat())
+        }
+        other => other,
+    }
 }
 
 /// `explodeMap`: keys with slashes become nested maps.
