@@ -6,6 +6,10 @@ mod support;
 
 #[path = "e2e/canary.rs"]
 mod canary;
+#[path = "e2e/convert.rs"]
+mod convert;
+#[path = "e2e/documents.rs"]
+mod documents;
 #[path = "e2e/faults.rs"]
 mod faults;
 #[path = "e2e/generate.rs"]
