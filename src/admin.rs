@@ -72,6 +72,11 @@ impl Readiness {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(part, obstacle);
     }
 
+    /// The parts that are not well.
+    pub fn parts(&self) -> Vec<&'static str> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
     /// Whether a Mount could be served, and each part that is not well: whether it blocks, and why.
     pub fn findings(&self) -> (bool, Vec<(String, bool, String)>) {
         let obstacles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -217,7 +222,8 @@ impl Admin {
                 text(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, report)
             }
             "/metrics" => {
-                let mut response = text(StatusCode::OK, self.metrics.render(boot_now()));
+                let mut response =
+                    text(StatusCode::OK, self.metrics.render(boot_now(), &self.readiness.parts()));
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
                 response

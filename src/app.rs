@@ -28,6 +28,7 @@ use crate::{
     volume::{Journal, JournalError, Observer, Settings, Targets, Transition, VolumeManager},
 };
 
+pub(crate) mod ownership;
 mod reach;
 pub(crate) mod swap;
 
@@ -70,10 +71,17 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             telemetry::init(config.log);
             info!(version = env!("CARGO_PKG_VERSION"), "leasehold starts");
             let reporting = Reporting::default();
-            if let Some(reason) = swap::exposure() {
-                warn!("{reason}");
-                reporting.readiness.degrade("swap", reason);
+            match swap::exposure() {
+                Some(exposure) if config.allow_swap => info!("{exposure}: taken so by --allow-swap"),
+                Some(exposure) => {
+                    let reason = exposure.advice();
+                    warn!("{reason}");
+                    reporting.readiness.degrade("swap", reason);
+                }
+                None => {}
             }
+            // Where it cannot be read, the write itself tells.
+            let may_chown = ownership::may_chown().unwrap_or(true);
             Journal::create_folder(&config.state_dir)?;
             // Before there is a second thread, and any input of somebody else's.
             let confinement = sandbox::confine(&reach::settings(&config));
@@ -86,7 +94,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 .enable_all()
                 .build()
                 .context("cannot start the runtime")?;
-            let ended = runtime.block_on(provider(config, reporting));
+            let ended = runtime.block_on(provider(config, reporting, may_chown));
             // A thread may wait for the state folder's lock without end, and is not waited for.
             runtime.shutdown_timeout(LINGER);
             ended
@@ -103,7 +111,7 @@ pub struct Reporting {
     pub readiness: Arc<Readiness>,
 }
 
-async fn provider(config: Config, reporting: Reporting) -> anyhow::Result<ExitCode> {
+async fn provider(config: Config, reporting: Reporting, may_chown: bool) -> anyhow::Result<ExitCode> {
     config.warnings.iter().for_each(|warning| warn!("{warning}"));
     let mut signals = Signals::new().context("cannot listen for signals")?;
 
@@ -134,7 +142,8 @@ async fn provider(config: Config, reporting: Reporting) -> anyhow::Result<ExitCo
     // The lock is ours now, and so is the name of the control socket.
     beside.spawn(Arc::clone(&liveness).watch(manager.clone()));
     beside.spawn(watch_rotation(reporting.clone(), config.expect_republish));
-    let teller = teller(&config, &reporting, Arc::clone(&liveness));
+    let sightings = Arc::new(Sightings::new(Arc::clone(&reporting.readiness), may_chown));
+    let teller = teller(&config, &reporting, Arc::clone(&liveness), Arc::clone(&sightings));
     let readiness = Arc::clone(&reporting.readiness);
     let control = Control::start_telling(&config.state_dir, manager.clone(), readiness, Some(teller))?;
 
@@ -144,7 +153,7 @@ async fn provider(config: Config, reporting: Reporting) -> anyhow::Result<ExitCo
         defaults: config.defaults,
         kubelet_root: config.kubelet_root,
         cluster,
-        sightings: Arc::new(Sightings::new(Arc::clone(&reporting.readiness))),
+        sightings,
         metrics: Arc::clone(&reporting.metrics),
     };
     let edge = Edge::start(node, &config.endpoints, config.authority_shim)?;
@@ -201,7 +210,12 @@ async fn watch_rotation(reporting: Reporting, expected: Duration) {
 }
 
 /// Says what this agent is, for `doctor`.
-fn teller(config: &Config, reporting: &Reporting, liveness: Arc<Liveness>) -> Teller {
+fn teller(
+    config: &Config,
+    reporting: &Reporting,
+    liveness: Arc<Liveness>,
+    sightings: Arc<Sightings>,
+) -> Teller {
     let mut servers: Vec<control::Server> = Vec::new();
     for (provider, defaults) in &config.defaults {
         let Some(address) = defaults.address.clone() else { continue };
@@ -227,6 +241,7 @@ fn teller(config: &Config, reporting: &Reporting, liveness: Arc<Liveness>) -> Te
         sockets: config.endpoints.iter().map(|endpoint| endpoint.path.clone()).collect(),
         kubelet_root: config.kubelet_root.clone(),
         servers,
+        allow_swap: config.allow_swap,
     };
     let reporting = reporting.clone();
     Arc::new(move || {
@@ -241,7 +256,8 @@ fn teller(config: &Config, reporting: &Reporting, liveness: Arc<Liveness>) -> Te
             ready,
             findings,
             volumes: snapshot.provider_written + snapshot.driver_written,
-            called: snapshot.oldest_call.is_some(),
+            driver: sightings.driver(),
+            longest_silence_seconds: snapshot.oldest_call.map(|at| at.until(boot_now()).as_secs()),
             longest_session_seconds: snapshot.longest_session.map(|ttl| ttl.as_secs()),
         }
     })

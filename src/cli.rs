@@ -101,6 +101,12 @@ pub struct ProviderArgs {
     /// Measures by which the process confines itself.
     #[command(flatten)]
     pub sandbox: SandboxArgs,
+    /// Do not tell of swap that may take tokens and values to a disk: it is encrypted, in memory, or of no concern.
+    #[arg(
+        long, env = "LEASEHOLD_ALLOW_SWAP", num_args = 0..=1, require_equals = true, default_value = "false",
+        default_missing_value = "true", value_parser = config::parse_bool, value_name = "BOOL"
+    )]
+    pub allow_swap: bool,
     /// The most talkative lines to log.
     #[arg(long, env = "LEASEHOLD_LOG_LEVEL", ignore_case = true, value_name = "LEVEL")]
     pub log_level: Option<LogLevel>,
@@ -665,6 +671,6 @@ mod tests {
             assert_eq!(argument.get_env().unwrap().to_str().unwrap(), variable);
             seen += 1;
         }
-        assert_eq!(seen, 22 + 2 * 9, "a flag was added: say so here");
+        assert_eq!(seen, 23 + 2 * 9, "a flag was added: say so here");
     }
 }

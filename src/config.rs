@@ -168,6 +168,8 @@ pub struct Config {
     pub authority_shim: bool,
     /// How the process confines itself; what it has to reach is added where it starts.
     pub sandbox: Sandbox,
+    /// Whether swap that may take this process's memory is no matter to tell of.
+    pub allow_swap: bool,
     /// How long the driver may leave a mounted volume without a call.
     pub expect_republish: std::time::Duration,
     /// Whom Events name as their reporter: the node, else this pod.
@@ -209,6 +211,7 @@ impl Config {
             health_addr,
             authority_shim: !flags.no_authority_shim,
             sandbox: flags.sandbox.into(),
+            allow_swap: flags.allow_swap,
             expect_republish: flags.expect_republish,
             instance: instance.unwrap_or_else(|| env!("CARGO_PKG_NAME").to_owned()),
             kubernetes: kubernetes::Options {
@@ -240,6 +243,7 @@ impl Config {
         switch("landlock", self.sandbox.landlock);
         switch("seccomp", self.sandbox.seccomp);
         switch("core-dumps", self.sandbox.core_dumps);
+        switch("allow-swap", self.allow_swap);
         switch("pod-events", self.kubernetes.pod_events);
         switch("token-request", self.kubernetes.token_request);
         switch("read-pods", self.kubernetes.read_pods);

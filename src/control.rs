@@ -25,6 +25,7 @@ use crate::{
     provider::{
         ListenError,
         listener::{Socket, is_trusted},
+        sightings::Driver,
     },
     spec::Connection,
     volume::{Selector, VolumeManager, VolumeReport},
@@ -101,6 +102,8 @@ pub struct About {
     pub kubelet_root: PathBuf,
     /// Default servers.
     pub servers: Vec<Server>,
+    /// Whether swap is taken as it is.
+    pub allow_swap: bool,
 }
 
 /// What an agent says of itself.
@@ -114,8 +117,10 @@ pub struct Status {
     pub findings: Vec<(String, bool, String)>,
     /// Volumes that it holds.
     pub volumes: usize,
-    /// Whether the driver has called at all.
-    pub called: bool,
+    /// What its calls show of the driver.
+    pub driver: Driver,
+    /// How long the driver has not called for the volume that it neglects longest; `None` without a volume.
+    pub longest_silence_seconds: Option<u64>,
     /// The longest life that a login was granted, seconds.
     pub longest_session_seconds: Option<u64>,
 }

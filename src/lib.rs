@@ -19,6 +19,10 @@ pub mod format;
 pub mod kubernetes;
 pub mod lifecycle;
 pub mod metrics;
+#[cfg(test)]
+#[path = "../tests/support/page.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with the test binaries")]
+mod page;
 pub mod policy;
 pub mod projection;
 pub mod provider;

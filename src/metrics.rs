@@ -143,6 +143,11 @@ struct StateLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PartLabels {
+    part: Label,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabels {
     kind: Label,
 }
@@ -188,6 +193,9 @@ pub struct Metrics {
     longest_session: Optional,
     states: Family<StateLabels, Gauge>,
     stale: Gauge,
+    degraded: Family<PartLabels, Gauge>,
+    /// Two scrapes at once would see each other's halves of `degraded`.
+    rendering: Mutex<()>,
     watches: Counter<u64, AtomicU64>,
     owed: Family<KindLabels, Gauge>,
     queued: Family<LaneLabels, Gauge>,
@@ -227,6 +235,7 @@ impl Metrics {
         let longest_session = Optional::default();
         let states = Family::default();
         let stale = Gauge::default();
+        let degraded = Family::default();
         let watches = Counter::default();
         let owed = Family::default();
         let queued = Family::default();
@@ -288,6 +297,11 @@ impl Metrics {
             stale.clone(),
         );
         registry.register(
+            "degraded",
+            "Parts of the process that are not well, each 1. /readyz has the reason, leasehold doctor what mends it",
+            degraded.clone(),
+        );
+        registry.register(
             "watch_restarts",
             "Times that the watch of the mount table ended and was started anew; until then unmounts were seen within 30 s \
              only",
@@ -341,6 +355,8 @@ impl Metrics {
             longest_session,
             states,
             stale,
+            degraded,
+            rendering: Mutex::default(),
             watches,
             owed,
             queued,
@@ -421,8 +437,13 @@ impl Metrics {
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All of it as OpenMetrics text, as of `now`.
-    pub fn render(&self, now: BootTime) -> String {
+    /// All of it as OpenMetrics text, as of `now`, with the parts that are not well.
+    pub fn render(&self, now: BootTime, degraded: &[&'static str]) -> String {
+        let _one_at_a_time = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
+        self.degraded.clear();
+        for part in degraded {
+            self.degraded.get_or_create(&PartLabels { part: Label(part) }).set(1);
+        }
         let snapshot = self.snapshot();
         for (mode, count) in [
             ("provider-written", snapshot.provider_written),
@@ -489,7 +510,8 @@ mod tests {
         metrics.panicked();
         metrics.queued(Lane::Background, 5);
         let now = BootTime::from_millis(100_000);
-        let idle = metrics.render(now);
+        let idle = metrics.render(now, &[]);
+        assert!(!idle.contains("\nleasehold_degraded{"), "absent where all is well:\n{idle}");
         assert!(!idle.contains("\nleasehold_nearest_"), "absent without anything to measure:\n{idle}");
         metrics.observed(Snapshot {
             driver_written: 7,
@@ -502,7 +524,7 @@ mod tests {
             stale: 3,
             ..Snapshot::default()
         });
-        let text = metrics.render(now);
+        let text = metrics.render(now, &["swap"]);
         for line in [
             "leasehold_mounts_total{provider=\"vault\",result=\"ok\"} 1",
             "leasehold_mounts_total{provider=\"vault\",result=\"internal\"} 1",
@@ -516,6 +538,7 @@ mod tests {
             "leasehold_oldest_call_seconds 30.0",
             "leasehold_longest_session_seconds 3600.0",
             "leasehold_stale_volumes 3",
+            "leasehold_degraded{part=\"swap\"} 1",
             "leasehold_volumes{mode=\"provider-written\"} 0",
             "leasehold_nearest_expiry_seconds 60.5",
             "leasehold_nearest_login_end_seconds -10.0",

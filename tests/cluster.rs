@@ -11,3 +11,5 @@ mod api;
 mod doctor;
 #[path = "cluster/health.rs"]
 mod health;
+#[path = "cluster/troubleshooting.rs"]
+mod troubleshooting;

@@ -10,6 +10,9 @@ mod codes;
 #[path = "support/old_driver.rs"]
 #[allow(unreachable_pub, reason = "shared with the other test binaries")]
 mod old_driver;
+#[path = "support/page.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with the other test binaries")]
+mod page;
 #[path = "wire/peers.rs"]
 mod peers;
 

@@ -3,29 +3,48 @@
 //! A process without capabilities can lock no more than the container's limit, a few megabytes, so what
 //! protects its memory is its cgroup. Pages of a tmpfs count for who wrote them: for the volumes, that is us.
 
-use std::fs;
+use std::{fmt, fs};
 
 const SWAPS: &str = "/proc/swaps";
 /// Of the container's own cgroup, version 2.
 const LIMIT: &str = "/sys/fs/cgroup/memory.swap.max";
 
-/// What is exposed and what to do; `None` when nothing of this process can be swapped out.
-pub(crate) fn exposure() -> Option<String> {
+/// That pages of this process may be swapped out, and to where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Exposure(String);
+
+impl fmt::Display for Exposure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let areas = &self.0;
+        write!(
+            f,
+            "the node swaps to {areas} and may swap this container out, tokens and the volumes' files with it"
+        )
+    }
+}
+
+impl Exposure {
+    /// What is exposed, and what to do.
+    pub(crate) fn advice(&self) -> String {
+        format!(
+            "{self}: leave the kubelet's memorySwap.swapBehavior at NoSwap, or give the container a memory request equal \
+             to its limit; where the swap area is encrypted or in memory, say so with --allow-swap"
+        )
+    }
+}
+
+/// What is exposed; `None` when nothing of this process can be swapped out.
+pub(crate) fn exposure() -> Option<Exposure> {
     let swaps = fs::read_to_string(SWAPS).unwrap_or_default();
     explain(&swaps, fs::read_to_string(LIMIT).ok().as_deref())
 }
 
-fn explain(swaps: &str, limit: Option<&str>) -> Option<String> {
+fn explain(swaps: &str, limit: Option<&str>) -> Option<Exposure> {
     let areas: Vec<_> = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
     if areas.is_empty() || limit.is_some_and(|limit| limit.trim() == "0") {
         return None;
     }
-    Some(format!(
-        "the node swaps to {} and may swap this container out, tokens and the volumes' files with it: leave the \
-         kubelet's memorySwap.swapBehavior at NoSwap, or give the container a memory request equal to its limit, or \
-         encrypt the swap area",
-        areas.join(", ")
-    ))
+    Some(Exposure(areas.join(", ")))
 }
 
 #[cfg(test)]
@@ -41,7 +60,7 @@ mod tests {
         assert_eq!(explain(&some, Some("0\n")), None);
         for limit in [None, Some("max\n"), Some("4096\n")] {
             assert!(
-                explain(&some, limit).is_some_and(|reason| reason.contains("to /dev/sda2 and")),
+                explain(&some, limit).is_some_and(|it| it.to_string().contains("to /dev/sda2 and")),
                 "{limit:?}"
             );
         }

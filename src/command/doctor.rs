@@ -17,13 +17,13 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use serde::Serialize;
 
 use crate::{
-    app::{self, swap},
+    app::{self, ownership, swap},
     backend::vault::{Limits, Probe, ServerState, VaultBackend},
     cli::{DoctorArgs, DoctorFormat},
     clock::wall_now,
     control::{self, Answer, Request, Server, Status},
-    provider::listener::SHADOWING_FOLDER,
-    spec::ApiPath,
+    provider::{listener::SHADOWING_FOLDER, sightings::Driver},
+    spec::{ApiPath, ProviderName},
 };
 
 /// A certificate that ends sooner is told of.
@@ -33,8 +33,6 @@ const SKEW_WARN: u64 = 10;
 const SKEW_FAIL: u64 = 60;
 /// A session that lives longer than this leaves leases behind a reboot for as long.
 const LONG_SESSION: u64 = 86_400;
-/// CAP_CHOWN of capabilities(7).
-const CAP_CHOWN: u32 = 0;
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -108,13 +106,8 @@ pub fn run(arguments: &DoctorArgs) -> anyhow::Result<ExitCode> {
         propagation(&mut report, &known.about.kubelet_root);
         driver(&mut report, known);
     }
-    if !known.findings.iter().any(|(part, _, _)| part == "swap") {
-        match swap::exposure() {
-            None => report.ok("swap", "nothing of this container can be swapped out"),
-            Some(reason) => report.warn("swap", reason, fix_of("swap")),
-        }
-    }
-    capabilities(&mut report);
+    swapping(&mut report, known);
+    chown(&mut report, known);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -228,8 +221,13 @@ fn fix_of(part: &str) -> &'static str {
             "helm upgrade csi-secrets-store secrets-store-csi-driver/secrets-store-csi-driver -n kube-system \
              --reuse-values --set enableSecretRotation=true"
         }
+        "ownership" => {
+            "helm upgrade leasehold deploy/charts/leasehold -n leasehold-system --reuse-values --set \
+             fileOwnership.enabled=true"
+        }
         "swap" => {
-            "leave memorySwap.swapBehavior of the kubelet's configuration at NoSwap, or swapoff -a on the node"
+            "leave memorySwap.swapBehavior of the kubelet's configuration at NoSwap, or swapoff -a on the node; where the \
+             swap area is encrypted: allowSwap=true"
         }
         _ => "kubectl -n leasehold-system logs POD says more",
     }
@@ -276,26 +274,70 @@ fn propagation(report: &mut Report, kubelet_root: &Path) {
 }
 
 fn driver(report: &mut Report, status: &Status) {
-    let found = |part: &str| status.findings.iter().any(|(name, _, _)| name == part);
-    if ["driver", "tokenRequests", "rotation"].into_iter().any(found) {
-        return;
+    let Driver { newer, user_agent, audiences } = &status.driver;
+    match newer {
+        Some(true) => {
+            report.ok("driver", format!("1.6.0 or newer, by its :authority; its gRPC is {user_agent}"));
+        }
+        None => report.ok("driver", "it has not called yet: start a pod that mounts a SecretProviderClass"),
+        // Found by the agent.
+        Some(false) => {}
     }
-    match status.called {
-        true => report.ok("driver", "it calls, passes tokens, and comes again"),
-        false => report.ok("driver", "it has not called yet: start a pod that mounts a SecretProviderClass"),
+    if !audiences.is_empty() {
+        report.ok("tokenRequests", passed(audiences, &status.about.sockets));
+    }
+    if let Some(silence) = status.longest_silence_seconds.filter(|_| !found(status, "rotation")) {
+        report
+            .ok("rotation", format!("it called for every mounted volume within the last {} s", silence + 1));
     }
 }
 
-fn capabilities(report: &mut Report) {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
-    match effective {
-        Some(bits) if bits >> CAP_CHOWN & 1 == 1 => report.ok("chown", "files can be given to other users"),
-        Some(_) => {
-            report.ok("chown", "no CAP_CHOWN: classes with fileOwner fail (fileOwnership.enabled adds it)")
+/// For whom the driver passes tokens, and which of the providers here would want another one.
+fn passed(audiences: &[String], sockets: &[PathBuf]) -> String {
+    let mut text = format!("the driver passes tokens for {}", audiences.join(", "));
+    for name in [ProviderName::Leasehold, ProviderName::Vault, ProviderName::Openbao] {
+        let served =
+            sockets.iter().any(|socket| socket.file_stem().is_some_and(|stem| stem == name.as_str()));
+        if !served || audiences.iter().any(|audience| audience == name.default_audience()) {
+            continue;
         }
-        None => report.warn("chown", "the capabilities cannot be read", "look at /proc/self/status"),
+        let _infallible = write!(
+            text,
+            "; classes of the provider {name} want {} unless they name another audience",
+            name.default_audience()
+        );
+    }
+    text
+}
+
+fn found(status: &Status, part: &str) -> bool {
+    status.findings.iter().any(|(name, _, _)| name == part)
+}
+
+fn swapping(report: &mut Report, status: &Status) {
+    match swap::exposure() {
+        // Told of by the agent already.
+        Some(_) if found(status, "swap") => {}
+        Some(exposure) if status.about.allow_swap => {
+            report.ok("swap", format!("{exposure}: taken so by --allow-swap"));
+        }
+        Some(exposure) => report.warn("swap", exposure.advice(), fix_of("swap")),
+        None => report.ok("swap", "nothing of this container can be swapped out"),
+    }
+}
+
+fn chown(report: &mut Report, status: &Status) {
+    match ownership::may_chown() {
+        // Told of by the agent already.
+        Some(false) if found(status, "ownership") => {}
+        Some(true) => report.ok("ownership", "files can be given to other users"),
+        Some(false) => report.ok(
+            "ownership",
+            "no capability CHOWN, and no class has asked for it: fileOwner would fail (fileOwnership.enabled adds it)",
+        ),
+        None => {
+            report.warn("ownership", "the capabilities cannot be read", "look at CapEff in /proc/self/status");
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use http_body_util::{BodyExt, combinators::MapFrame};
 use hyper::{
     HeaderMap,
     body::{Bytes, Frame, Incoming},
+    header::USER_AGENT,
     http::{HeaderValue, Request, Response},
 };
 use prost::Message;
@@ -54,6 +55,8 @@ use crate::{
 
 /// The interface version the driver speaks; it never negotiates.
 const INTERFACE: &str = "v1alpha1";
+/// What the driver sends as `:authority` since 1.6.0.
+const DRIVER_AUTHORITY: &str = "localhost";
 /// Largest request: 16 MiB. etcd admits 1.5 MiB for the SecretProviderClass, the pod's attributes as much;
 /// tonic's own limit of 4 MiB answers OutOfRange or ResourceExhausted.
 const MAX_REQUEST: usize = 16 << 20;
@@ -164,6 +167,9 @@ impl Service {
     /// Never: an error here would reset the stream.
     pub async fn call(self: Arc<Self>, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let arrival = Arrival { at: Instant::now(), timeout: grpc_timeout(request.headers()) };
+        let user_agent = request.headers().get(USER_AGENT).and_then(|value| value.to_str().ok());
+        let newer = request.uri().authority().is_some_and(|authority| authority == DRIVER_AUTHORITY);
+        self.sightings.request(newer, user_agent.unwrap_or_default());
         request.extensions_mut().insert(arrival);
         let mut grpc = self.grpc.clone();
         let answer = AssertUnwindSafe(async move { grpc.call(request).await }).catch_unwind().await;
@@ -337,8 +343,15 @@ impl Provider {
     async fn plan(&self, call: Call, deadline: Instant) -> MountCommand {
         let plan = self.parse(&call).await;
         let Call { key, pod, class, attributes, tokens, digest, .. } = call;
+        let sightings = &self.shared.node.sightings;
+        if let Ok(tokens) = &tokens {
+            sightings.audiences(tokens.audiences());
+        }
         let has_tokens = tokens.as_ref().map_or(true, |tokens| !tokens.is_empty());
-        self.shared.node.sightings.call(has_tokens || self.shared.node.cluster.token_requests.is_some());
+        sightings.call(has_tokens || self.shared.node.cluster.token_requests.is_some());
+        if let Ok(parsed) = &plan {
+            sightings.asked_for(&parsed.spec);
+        }
         let audience = match &plan {
             Ok(parsed) => parsed.spec.login.audience.clone(),
             // For the old plan, which goes on: very likely it has the same.

@@ -130,6 +130,11 @@ impl Tokens {
         self.0.is_empty()
     }
 
+    /// For whom there are tokens.
+    pub fn audiences(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     /// One token alone, for `audience`.
     pub fn one(audience: &str, jwt: SecretString) -> Self {
         Self(BTreeMap::from([(audience.to_owned(), jwt)]))

@@ -11,7 +11,7 @@ use crate::support::{
     bao::{Bao, Shape},
     cluster::Cluster,
     http::{Reply, Server},
-    kubelet::Options,
+    kubelet::{Kubelet, Options},
     leasehold::{Launch, Leasehold},
     node::{Node, Propagation},
     provider_client::Dial,
@@ -48,17 +48,24 @@ async fn a_node_that_is_well_has_no_failures() {
     stage.mount(&stage.volume(), &class()).await;
     until("the agent has counted", SOON, async || {
         let found = checks(&stage.leasehold).await;
-        found.1.iter().any(|line| line["message"] == "it calls, passes tokens, and comes again").then_some(())
+        found.1.iter().any(|line| line["check"] == "rotation").then_some(())
     })
     .await;
     let found = checks(&stage.leasehold).await;
     assert_eq!(found.0, 0, "{:#?}", found.1);
+    let unknown =
+        found.1.iter().any(|line| line["message"].as_str().unwrap().contains("unless they name another"));
+    assert!(!unknown, "both audiences are passed: {:#?}", found.1);
     for (check, message) in [
         ("agent", "answers and holds 1 volumes"),
         ("state", "is tmpfs"),
         ("socket", "vault.sock answers"),
         ("propagation", "are seen here"),
-        ("chown", "can be given to other users"),
+        ("ownership", "can be given to other users"),
+        ("swap", "nothing of this container can be swapped out"),
+        ("driver", "1.6.0 or newer, by its :authority; its gRPC is grpc-go/1.79.3"),
+        ("tokenRequests", "the driver passes tokens for openbao, vault"),
+        ("rotation", "it called for every mounted volume within the last"),
         ("vault http", "reachable, unsealed"),
         ("auth", "the auth mount kubernetes answers"),
         ("clock", "of the server's"),
@@ -145,12 +152,90 @@ async fn a_driver_that_never_comes_again_and_long_sessions_are_told() {
     stage.mount(&stage.volume(), &class()).await;
     until("the driver is missed", SOON, async || {
         let found = checks(&stage.leasehold).await;
-        found.1.iter().any(|line| line["check"] == "rotation").then_some(())
+        found.1.iter().any(|line| line["check"] == "rotation" && line["status"] == "warn").then_some(())
     })
     .await;
     let found = checks(&stage.leasehold).await;
     says(&found, "warn", "rotation", "has not called again");
     says(&found, "warn", "orphans", "for up to 172800 s");
+}
+
+/// A node with a swap area, and what the container's cgroup says of it (`memory.swap.max`).
+pub(crate) fn swapping(limit: &'static str) -> Node {
+    let node = Node::new();
+    let swaps = node.root().join("swaps");
+    fs::write(&swaps, "Filename\tType\tSize\tUsed\tPriority\n/dev/sda2\tpartition\t1\t0\t-2\n").unwrap();
+    node.run(move || {
+        let none = None::<&str>;
+        mount(Some(&swaps), "/proc/swaps", none, MsFlags::MS_BIND, none).unwrap();
+        mount(Some("tmpfs"), "/sys/fs/cgroup", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        fs::write("/sys/fs/cgroup/memory.swap.max", limit).unwrap();
+    });
+    node
+}
+
+#[tokio::test]
+async fn swap_is_told_of_unless_the_operator_takes_it() {
+    let mut stage = Stage::start_on(swapping("max\n"), Options::default(), |_| {}).await;
+    stage.leasehold.is_ready().await;
+    let told = "the node swaps to /dev/sda2 and may swap this container out";
+    let report = stage.leasehold.http_get("/readyz").await.1;
+    assert!(
+        report.contains(&format!("swap: degraded: {told}")) && report.contains("--allow-swap"),
+        "{report}"
+    );
+    assert_eq!(stage.leasehold.log().matches(told).count(), 1);
+    says(&checks(&stage.leasehold).await, "warn", "swap", told);
+
+    stage.leasehold.restart_with(|launch| launch.flags.push("--allow-swap".to_owned())).await;
+    stage.leasehold.is_ready().await;
+    let report = stage.leasehold.http_get("/readyz").await.1;
+    assert_eq!(report, "ready\n");
+    says(&checks(&stage.leasehold).await, "ok", "swap", "taken so by --allow-swap");
+
+    // The kubelet's NoSwap.
+    let stage = Stage::start_on(swapping("0\n"), Options::default(), |_| {}).await;
+    stage.leasehold.is_ready().await;
+    assert_eq!(stage.leasehold.http_get("/readyz").await.1, "ready\n");
+    says(&checks(&stage.leasehold).await, "ok", "swap", "nothing of this container can be swapped out");
+}
+
+#[tokio::test]
+async fn a_missing_capability_is_told_of_where_ownership_is_asked_for() {
+    let stage = Stage::start_with(Options::default(), |launch| launch.without_chown = true).await;
+    stage.mount(&stage.volume(), &class()).await;
+    says(&checks(&stage.leasehold).await, "ok", "ownership", "no class has asked for it");
+    // Root's own files need none.
+    stage.mount(&stage.volume(), &class().with("fileOwner", "0:0")).await;
+    says(&checks(&stage.leasehold).await, "ok", "ownership", "no class has asked for it");
+    for _ in 0..2 {
+        let owned = class().with("fileOwner", "10001");
+        let status = stage.kubelet.publish(&stage.volume(), Some(&owned)).await.unwrap_err();
+        assert!(status.message().contains("lacks the capability CAP_CHOWN"), "{status:?}");
+    }
+    let told = "SecretProviderClasses ask for fileOwner or fileGroup";
+    says(&checks(&stage.leasehold).await, "warn", "ownership", told);
+    let report = stage.leasehold.http_get("/readyz").await.1;
+    assert!(report.contains(&format!("ownership: degraded: {told}")), "{report}");
+    assert_eq!(stage.leasehold.log().matches(told).count(), 1);
+}
+
+#[tokio::test]
+async fn what_the_drivers_calls_show_is_told() {
+    let vault_only = || vec!["vault".to_owned()];
+    let options = Options { dial: Dial::SocketPath, audiences: vault_only(), ..Options::default() };
+    let stage = Stage::start_with(options, |_| {}).await;
+    says(&checks(&stage.leasehold).await, "ok", "driver", "it has not called yet");
+    stage.mount(&stage.volume(), &class()).await;
+    let found = checks(&stage.leasehold).await;
+    says(&found, "warn", "driver", "older than 1.6.0");
+    says(&found, "ok", "tokenRequests", "tokens for vault; classes of the provider openbao want openbao");
+    // The driver of the node is upgraded.
+    let options = Options { audiences: vault_only(), ..Options::default() };
+    let newer = Kubelet::new(Arc::clone(&stage.node), Arc::clone(&stage.cluster), options);
+    newer.publish(&stage.volume(), Some(&class())).await.unwrap();
+    says(&checks(&stage.leasehold).await, "ok", "driver", "1.6.0 or newer");
+    assert_eq!(stage.leasehold.http_get("/readyz").await.1, "ready\n");
 }
 
 /// An agent of a node, of a server at `address`.

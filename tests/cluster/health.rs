@@ -20,13 +20,13 @@ use crate::support::{
 };
 
 /// Threads of a process that are stopped, as by a debugger, until this is dropped.
-struct Stopped {
+pub(crate) struct Stopped {
     release: Option<mpsc::Sender<()>>,
     tracer: Option<thread::JoinHandle<()>>,
 }
 
 impl Stopped {
-    fn threads(process: u32, which: impl Fn(&str) -> bool) -> Self {
+    pub(crate) fn threads(process: u32, which: impl Fn(&str) -> bool) -> Self {
         let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
         let ids: Vec<Pid> = tasks
             .map(|entry| entry.unwrap())

@@ -100,7 +100,7 @@ def check_promtool(problems, promtool):
 
 
 def check_dashboard(problems):
-    """Every panel shows what there is."""
+    """Every panel shows what there is, and every metric has one."""
     dashboard = json.loads((chart.CHART / "files/dashboard.json").read_text())
     seen = 0
     for panel in dashboard["panels"]:
@@ -110,6 +110,13 @@ def check_dashboard(problems):
             for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
                 if label not in target["expr"]:
                     problems.append(f"panel {panel['title']!r}: the legend's {label} is not in the query")
+    shown = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    named = set(re.findall(r"\bleasehold_\w+", shown))
+    for name in source.metrics():
+        seen += 1
+        base = re.sub(r"_(bucket|sum|count)$", "", name)
+        if not named & {name, f"{base}_bucket"}:
+            problems.append(f"no panel shows {name}")
     for variable in dashboard["templating"]["list"]:
         if variable["type"] == "query":
             seen += 1

@@ -35,6 +35,8 @@ pub struct Launch {
     pub log_level: String,
     /// How its mounts hang on the node's.
     pub propagation: Propagation,
+    /// Whether its container lacks the capability CHOWN, as by default on a cluster.
+    pub without_chown: bool,
 }
 
 impl Launch {
@@ -48,6 +50,7 @@ impl Launch {
             env: Vec::new(),
             log_level: "debug".into(),
             propagation: Propagation::HostToContainer,
+            without_chown: false,
         }
     }
 }
@@ -131,7 +134,8 @@ impl Leasehold {
     /// output, standard error.
     pub async fn exec(&self, arguments: &[&str]) -> (i32, String, String) {
         let mut command = tokio::process::Command::new("nsenter");
-        command.args(["--mount", "--target", &self.pid().to_string(), "--"]).arg(binary()).args(arguments);
+        command.args(["--mount", "--target", &self.pid().to_string(), "--"]);
+        command.args(self.launch.program()).args(arguments);
         command.env_clear().env("PATH", "/usr/bin:/bin").env("LEASEHOLD_STATE_DIR", self.node.state_dir());
         command.envs(self.launch.env.iter().map(|(name, value)| (name, value)));
         let output = command.output().await.expect("nsenter of util-linux");
@@ -196,10 +200,29 @@ impl Leasehold {
     }
 }
 
+impl Launch {
+    /// The binary, with the capabilities of its container.
+    fn program(&self) -> Vec<PathBuf> {
+        let mut program: Vec<PathBuf> = Vec::new();
+        if self.without_chown {
+            program
+                .extend(["setpriv", "--inh-caps=-chown", "--bounding-set=-chown", "--"].map(PathBuf::from));
+        }
+        program.push(binary());
+        program
+    }
+}
+
 fn spawn(node: &Node, launch: &Launch, health_port: u16) -> Process {
-    node.spawn("leasehold", launch.propagation, &binary(), |command| {
+    let program = launch.program();
+    node.spawn("leasehold", launch.propagation, &program[0], |command| {
         // Where a core file would be.
-        command.arg("provider").env_clear().env("PATH", "/usr/bin:/bin").current_dir(node.root());
+        command
+            .args(&program[1..])
+            .arg("provider")
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .current_dir(node.root());
         for name in &launch.names {
             command.arg("--endpoint").arg(node.providers_dir().join(format!("{name}.sock")));
         }

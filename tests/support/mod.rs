@@ -19,6 +19,7 @@ pub mod kubelet;
 pub mod leasehold;
 pub mod node;
 pub mod old_driver;
+pub mod page;
 pub mod postgres;
 pub mod process;
 pub mod provider_client;

@@ -9,6 +9,7 @@ use leasehold::{
     backend::Credential,
     provider::proto::csi_driver_provider_server::{CsiDriverProvider, CsiDriverProviderServer},
     secret::SecretBytes,
+    telemetry::{LogConfig, LogFormat},
     volume::{DriverFile, FailureKind},
 };
 use nix::sys::signal::{Signal, raise};
@@ -64,7 +65,7 @@ async fn wire_codes_are_final() {
     let panicked = client.mount(&request).await;
     assert_eq!(panicked.code, 13, "{panicked:?}");
     assert!(!panicked.message.contains(CANARY), "{panicked:?}");
-    assert!(bench.metrics.render(leasehold::clock::boot_now()).contains("leasehold_panics_total 1"));
+    assert!(bench.metrics.render(leasehold::clock::boot_now(), &[]).contains("leasehold_panics_total 1"));
 
     // 5 MiB are read; 17 MiB refused, finally; the connection serves on after either.
     let read = client.mount(&mebibytes(5)).await;
@@ -217,4 +218,30 @@ async fn plans_and_tokens_reach_the_volume_with_their_failures() {
         assert!(answer.code == code && answer.message.starts_with(message), "{message}: {answer:?}");
         assert!(!answer.message.contains(CANARY), "{answer:?}");
     }
+}
+
+/// Set for the copy of this program that panics before its own log.
+const TO_PANIC: &str = "LEASEHOLD_TEST_PANIC";
+
+/// A panic is one line of the log that says where and not what, and an answer that says where to look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_is_told_as_the_page_has_it() {
+    if std::env::var_os(TO_PANIC).is_some() {
+        let log = LogConfig { level: Some(tracing::Level::INFO), format: LogFormat::Text };
+        leasehold::telemetry::init(log);
+        let bench = Bench::start(|_| async { panic!("{CANARY}") }.boxed());
+        println!("answered: {}", bench.client().await.mount(&bench.request("shop")).await.message);
+        return;
+    }
+    let output = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "codes::a_panic_is_told_as_the_page_has_it", "--nocapture"])
+        .env(TO_PANIC, "1")
+        .output()
+        .await
+        .unwrap();
+    let told = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+    assert!(output.status.success(), "{told}");
+    page::brought_about(page::PANIC, &told);
+    page::brought_about(page::FAILED_INSIDE, &told);
+    assert!(!told.contains(CANARY), "{told}");
 }

@@ -9,6 +9,7 @@ use crate::{
         Event, SILENCE,
         message::{Digest, TokenTimes},
     },
+    page,
     spec::{
         ApiPath, Connection, FileMode, LoginSpec, Object, ObjectPath, PodIdentity, ProviderName,
         SecretRequest, TlsSpec,
@@ -28,6 +29,7 @@ struct Node {
     /// What Mounts ask for, and the requests that it came to.
     spec: VolumeSpec,
     fetched: Vec<Arc<SecretRequest>>,
+    notes: Vec<String>,
     key: VolumeKey,
 }
 
@@ -42,6 +44,7 @@ impl Node {
             answers: Vec::new(),
             spec: Self::spec(),
             fetched: Vec::new(),
+            notes: Vec::new(),
             key: VolumeKey::new(PathBuf::from("/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/v/mount")),
         }
     }
@@ -106,6 +109,10 @@ impl Node {
                 Action::Answer { answer, deliver, report, .. } => {
                     self.answers.push((deliver.is_some(), answer.is_ok()));
                     report.map(|plan| Event::Answered(plan, true))
+                }
+                Action::Note(_, note) => {
+                    self.notes.push(note.to_string());
+                    None
                 }
                 Action::Swap { .. } => panic!("nothing is written into a driver-written volume"),
                 _ => None,
@@ -222,6 +229,7 @@ fn driver_written_silence() {
     assert!(asked.iter().any(|asked| asked == "renew-session"), "it is taken for alive: {asked:?}");
     node.pass(40);
     assert!(node.core.volumes()[&node.key].silent, "three intervals without a Mount");
+    page::brought_about(page::SILENT, &node.notes.join("\n"));
     let after = node.pass(24 * 3600);
     assert!(after.is_empty(), "it is left to expire: {after:?}");
     // And back to life at once, with credentials that live.
