@@ -89,6 +89,42 @@ async fn exit_codes_and_signals_are_passed_through() {
     assert!(agent.log().contains("cannot start /does/not/exist"), "{}", agent.log());
 }
 
+#[tokio::test]
+async fn vault_agents_own_variables_are_a_supervisors_too() {
+    let pod = Pod::new("envhcl").await;
+    pod.put("app", "one").await;
+    let hcl = format!(
+        r#"vault {{ address = "{}" }}
+auto_auth {{
+  method "kubernetes" {{
+    mount_path = "auth/k8s-envhcl"
+    config = {{ role = "app", token_path = "{}" }}
+  }}
+}}
+template_config {{ static_secret_render_interval = "5s" }}
+env_template "VALUE" {{
+  contents             = "{{{{ with secret \"secret/data/envhcl/app\" }}}}{{{{ .Data.data.value }}}}{{{{ end }}}}"
+  error_on_missing_key = true
+}}
+exec {{
+  command             = ["bash", "-c", "trap 'echo told; exit 0' INT; echo value=$VALUE; while :; do sleep 0.05; done"]
+  restart_stop_signal = "SIGINT"
+}}
+"#,
+        pod.proxy.url(),
+        pod.path("token/vault").display()
+    );
+    pod.replace("config/agent.hcl", &hcl);
+    let mut agent = pod.agent_with("--from-vault-agent", "config/agent.hcl", &[]);
+    agent.logged("value=one", SOON).await;
+    pod.put("app", "two").await;
+    pod.refresh().await;
+    agent.logged("told", SOON).await;
+    agent.logged("value=two", SOON).await;
+    agent.signal(Signal::SIGINT);
+    assert_eq!(agent.wait(SOON).await.code(), Some(0), "{}", agent.log());
+}
+
 /// Starts two processes whose parent ends at once, and waits for the word to end itself.
 const ORPHANS: &str = "trap 'exit 5' USR1; ($0 600 & $0 600 &); echo waiting; while :; do sleep 0.05; done";
 

@@ -165,3 +165,44 @@ async fn a_configuration_is_mended_before_the_first_render() {
     pod.ready(&mut agent).await;
     assert!(!agent.log().contains("not rendered yet"), "{}", agent.log());
 }
+
+/// An edit may use what the agent was confined to at its start, also a disk; what is elsewhere is refused, with the
+/// reason, and changes nothing.
+#[tokio::test]
+async fn an_edit_reaches_no_further_than_the_start_did() {
+    let pod = Pod::new("reach").await;
+    pod.put("a", "one").await;
+    pod.put("b", "two").await;
+    let folders = |all: &[(&std::path::Path, &str)]| {
+        let mut text = format!("{}folders:\n", pod.head());
+        for (path, key) in all {
+            let (path, object) = (path.display(), pod.kv(key));
+            text.push_str(&format!("- {{path: {path}, diskBacked: true, objects: [{object}]}}\n"));
+        }
+        pod.replace("config/agent.yaml", &text);
+    };
+    let (first, second) = (pod.path("disk/first"), pod.path("disk/second"));
+    folders(&[(&first, "a")]);
+    let mut agent = pod.agent(&[]);
+    pod.ready(&mut agent).await;
+    folders(&[(&first, "a"), (&second, "b")]);
+    until("the new folder is served", SOON, async || {
+        (pod.read("disk/second/b").ok()? == "two").then_some(())
+    })
+    .await;
+
+    // Whoever may write there may make it: no right of the files' own stands in the way.
+    let elsewhere =
+        std::path::Path::new("/dev/shm").join(pod.path("").parent().unwrap().file_name().unwrap());
+    folders(&[(&elsewhere, "a"), (&second, "b")]);
+    degraded(&pod, &mut agent, "configuration").await;
+    let (_, report) = pod.check().await;
+    assert!(report.contains("the agent is confined to the folders"), "{report}");
+    assert!(!elsewhere.exists());
+    assert_eq!(pod.read("disk/first/a").unwrap(), "one");
+    drop(agent);
+    let mut agent = pod.agent(&["--no-landlock"]);
+    pod.ready(&mut agent).await;
+    assert!(elsewhere.join("a").exists(), "without the wall it is");
+    std::fs::remove_dir_all(elsewhere).unwrap();
+}

@@ -73,6 +73,63 @@ async fn a_change_is_told_by_signal_request_and_file() {
     agent.logged("no process named", SOON).await;
 }
 
+/// A folder and its objects that change together are one change to the application, which is told until it hears.
+#[tokio::test]
+async fn a_burst_is_told_once_and_a_failure_again() {
+    let pod = Pod::new("burst").await;
+    pod.put("a", "one").await;
+    let (sender, mut reloads) = tokio::sync::mpsc::unbounded_channel();
+    let refusals = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let left = std::sync::Arc::clone(&refusals);
+    let server = Server::start(None, move |_request| {
+        let refuse = left
+            .fetch_update(std::sync::atomic::Ordering::SeqCst, std::sync::atomic::Ordering::SeqCst, |left| {
+                left.checked_sub(1)
+            })
+            .is_ok();
+        sender.send(refuse).unwrap();
+        async move { Reply::json(if refuse { 503 } else { 204 }, &serde_json::json!({})) }.boxed()
+    });
+    let told = format!("onChange: {{http: {{url: \"http://{}/reload\"}}}}", server.address());
+    let object = |name: &str| {
+        pod.kv("a").replacen("objectName: a", &format!("objectName: {name}"), 1).replacen(
+            '}',
+            &format!(", {told}}}"),
+            1,
+        )
+    };
+    pod.configure(&[object("a1"), object("a2")], &format!("  {told}\n"));
+    let mut agent = pod.agent(&[]);
+    pod.ready(&mut agent).await;
+    let change = async |value: &'static str| {
+        pod.put("a", value).await;
+        pod.refresh().await;
+        until("both files change", SOON, async || {
+            ["a1", "a2"]
+                .iter()
+                .all(|name| pod.read(&format!("secrets/{name}")).unwrap() == value)
+                .then_some(())
+        })
+        .await;
+    };
+    refusals.store(2, std::sync::atomic::Ordering::SeqCst);
+    change("two").await;
+    for refused in [true, true, false] {
+        let told = tokio::time::timeout(SOON, reloads.recv()).await.unwrap();
+        assert_eq!(told, Some(refused), "{}", agent.log());
+    }
+    agent.logged("told of the change", SOON).await;
+    assert!(agent.log().contains("answered 503 Service Unavailable"), "{}", agent.log());
+    // The next change is told with the first try, and nothing of the first burst came in between.
+    change("three").await;
+    assert_eq!(tokio::time::timeout(SOON, reloads.recv()).await.unwrap(), Some(false));
+    until("it is logged", SOON, async || {
+        (agent.log().matches("told of the change").count() == 2).then_some(())
+    })
+    .await;
+    assert!(reloads.try_recv().is_err(), "{}", agent.log());
+}
+
 #[tokio::test]
 async fn what_can_never_work_is_refused_at_the_start() {
     let pod = Pod::new("never").await;
