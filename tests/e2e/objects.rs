@@ -141,6 +141,60 @@ async fn optional_secrets_come_and_go() {
     assert_eq!(stage.kubelet.file(&volume, "level"), "info");
 }
 
+/// Whatever is wrong with what is asked for or with what is stored is a clear error of that mount alone, before a
+/// file of it is there.
+#[tokio::test]
+async fn bad_objects_fail_their_own_mount_and_no_other() {
+    let stage = Stage::start().await;
+    let canary = "c4n4ry";
+    let odd = json!({"B": format!("{canary}\u{1}"), "../../etc/x": canary, "t": "{{ fail `x` }}"});
+    stage.bao.put_secret("app/odd", odd).await;
+    let neighbour = stage.volume();
+    let good = objects("- {objectName: t, secretPath: secret/data/app/odd, secretKey: t}");
+    stage.mount(&neighbour, &good).await;
+    let many: String = (0..10_001)
+        .map(|n| format!("- {{objectName: f{n}, secretPath: secret/data/app/db, secretKey: username}}\n"))
+        .collect();
+    for (yaml, says) in [
+        ("- objectName: f\n  template: |\n    ok\n    {{ if }}", "\"f\" (line 4, column "),
+        ("- {objectName: f, template: '{{ uper 1 }}'}", "no function uper; did you mean upper?"),
+        (
+            "- {objectName: d, secretPath: secret/data/app/db, extract: {}}\n\
+             - {objectName: d/username, secretPath: secret/data/app/db, secretKey: username}",
+            "both write the file \"d/username\"",
+        ),
+        (
+            "- {objectName: d, secretPath: secret/data/app/db, extract: {rename: [{from: username, to: ../../x}]}}",
+            "an element \"..\", which would leave the volume",
+        ),
+        ("- {objectName: d, secretPath: secret/data/app/odd, extract: {}}", "which would leave the volume"),
+        ("- {objectName: e, secretPath: secret/data/app/odd, format: env}", "cannot write as env: "),
+        (
+            "- {objectName: j, secretPath: secret/data/app/odd, format: jks, passwordKey: nope}",
+            "the keystore's password: there is no text at key \"nope\"",
+        ),
+        (
+            "- {objectName: f, template: '{{ range until 100000 }}{{ range until 100000 }}x{{ end }}{{ end }}'}",
+            "too many rounds of range; does it end?",
+        ),
+        (
+            "- {objectName: f, template: '{{ define \"t\" }}{{ template \"t\" }}{{ end }}{{ template \"t\" }}'}",
+            "nested too deep; does one call itself?",
+        ),
+        ("- {objectName: f, template: '{{ repeat 5000000 \"x\" }}'}", "would be too large"),
+        (&many, "has 10001 entries, more than 10000"),
+    ] {
+        let volume = stage.volume();
+        let status = stage.kubelet.publish(&volume, Some(&objects(yaml))).await.unwrap_err();
+        let message = status.message();
+        assert!(message.contains(says), "{says}: {message}");
+        assert!(!message.contains(canary), "{message}");
+        assert!(stage.node.list(&stage.kubelet.target(&volume)).is_err(), "{says}: there are files");
+        assert_eq!(stage.kubelet.file(&neighbour, "t"), "{{ fail `x` }}", "never evaluated again: {says}");
+    }
+    stage.mount(&neighbour, &good).await;
+}
+
 /// Owners and modes by number, from the pod's own attributes before the class's before the driver's.
 #[tokio::test]
 async fn a_pod_has_private_files() {

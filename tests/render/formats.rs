@@ -291,6 +291,24 @@ fn template_functions_open_and_make_archives() {
         let key = String::from_utf8(rendered(key, &data)).unwrap();
         check_key_matches_certificate(&key, &issued.leaf).unwrap();
     }
+    // A password that does not open it.
+    for legacy in [false, true] {
+        let mut args =
+            vec!["pkcs12", "-export", "-inkey", key.to_str().unwrap(), "-in", leaf.to_str().unwrap()];
+        args.extend(["-passout", "pass:pw"]);
+        args.extend(legacy.then_some("-legacy"));
+        let archive = run("openssl", &args, b"");
+        let data = json!({"x": BASE64.encode(&archive), "p": "c4n4ry"});
+        let mut context = Context::default();
+        context.insert_keys(data.as_object().unwrap());
+        for function in ["pkcs12keyPass", "pkcs12certPass"] {
+            let template = format!("{{{{ .x | b64dec | {function} .p }}}}");
+            let template = Template::parse(&template, None).unwrap();
+            let error = template.render(&context, &|_| None, &Limits::default()).unwrap_err().to_string();
+            assert!(error.contains(function) && error.contains("password"), "{error}");
+            assert!(!error.contains("c4n4ry"), "{error}");
+        }
+    }
     // Rounds of key derivation that would keep a node busy: refused before they are made.
     let mut args = vec!["pkcs12", "-export", "-inkey", key.to_str().unwrap(), "-in", leaf.to_str().unwrap()];
     args.extend(["-passout", "pass:pw", "-iter", "600000"]);
