@@ -77,7 +77,7 @@ pub(super) fn widen(spec: &VolumeSpec, needs: &mut BTreeMap<DependencyId, Need>)
 pub(super) fn held(
     spec: &VolumeSpec,
     mode: Mode,
-    dependencies: &BTreeMap<DependencyId, Dependency>,
+    dependencies: &BTreeMap<DependencyId, Box<Dependency>>,
 ) -> BTreeSet<DependencyId> {
     let effects = dependencies.iter().filter(|(_, known)| known.has_side_effect()).map(|(id, _)| *id);
     let effects: BTreeSet<DependencyId> = effects.collect();

@@ -1150,7 +1150,7 @@ impl Lifecycle {
         let mut dependencies = BTreeMap::new();
         for (id, need) in attempt.needs {
             let dependency = match need {
-                Need::Got(dependency) => Some(*dependency),
+                Need::Got(dependency) => Some(dependency),
                 Need::Reuse => old.as_mut().and_then(|old| old.dependencies.remove(&id)),
                 Need::Carried => {
                     old.as_mut().and_then(|old| old.dependencies.remove(&id)).map(|mut known| {
@@ -1213,9 +1213,8 @@ impl Lifecycle {
         driver_written: bool,
         now: BootTime,
     ) {
-        let overlap = |dependency: &Dependency| dependency.overlap;
         if old.session != session {
-            let longest = old.dependencies.values().map(overlap).max().unwrap_or_default();
+            let longest = old.dependencies.values().map(|known| known.overlap).max().unwrap_or_default();
             let owned = self.sessions.get(&old.session).is_some_and(|record| !record.shared);
             if driver_written && owned {
                 let volume = self.volumes.get_mut(key).expect("the caller looked it up");
@@ -1536,7 +1535,7 @@ fn installed_ends(volume: &Volume) -> Option<BootTime> {
         .installed
         .iter()
         .flat_map(|installed| installed.dependencies.values())
-        .filter_map(Dependency::ends)
+        .filter_map(|known| known.ends())
         .min()
 }
 

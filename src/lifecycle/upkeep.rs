@@ -67,7 +67,7 @@ impl Lifecycle {
         let leased = leases.clone().any(|dependency| dependency.lease.is_some());
         // Without leases nothing in the files ends with the session.
         let session_ends = term.filter(|term| leased && !term.ttl.is_zero()).map(super::renewal::Term::ends);
-        let dies = leases.filter_map(super::volume::Dependency::ends).chain(session_ends).min();
+        let dies = leases.filter_map(|known| known.ends()).chain(session_ends).min();
         let dies = dies.map(|at| now.until(at));
         self.note(Some(key), Note::Silent { after: limit, dies });
         self.dirty_volumes.insert(key.clone());
@@ -565,7 +565,7 @@ impl Lifecycle {
         key: &VolumeKey,
         id: DependencyId,
     ) -> Option<&mut super::volume::Dependency> {
-        self.volumes.get_mut(key)?.installed.as_mut()?.dependencies.get_mut(&id)
+        self.volumes.get_mut(key)?.installed.as_mut()?.dependencies.get_mut(&id).map(|known| &mut **known)
     }
 
     fn delay_dependency(&mut self, key: &VolumeKey, id: DependencyId, until: BootTime) {

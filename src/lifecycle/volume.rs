@@ -162,8 +162,8 @@ pub struct Installed {
     pub digest: [u8; 32],
     /// The session it lives in.
     pub session: SessionId,
-    /// Its answers.
-    pub dependencies: BTreeMap<DependencyId, Dependency>,
+    /// Its answers. Boxed: a map's leaf has room for eleven, and a volume has two.
+    pub dependencies: BTreeMap<DependencyId, Box<Dependency>>,
     /// Object versions, as answered.
     pub versions: Vec<(String, String)>,
     /// The version folder we last wrote.

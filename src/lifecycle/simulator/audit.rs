@@ -476,7 +476,7 @@ fn leaked(world: &World) -> Option<String> {
         let installed = volume.installed.iter().flat_map(|installed| installed.dependencies.values());
         let got =
             volume.attempt.iter().flat_map(|attempt| attempt.needs.values()).filter_map(|need| match need {
-                Need::Got(dependency) => Some(&**dependency),
+                Need::Got(dependency) => Some(dependency),
                 _ => None,
             });
         known.extend(
