@@ -48,18 +48,19 @@ async fn a_process_gets_its_environment_and_a_new_one_when_it_changes() {
     pod.refresh().await;
     agent.logged("asked to end", SOON).await;
     agent.logged("colour=blue port=8080", SOON).await;
-    assert_eq!(
-        agent.log().matches(&format!("dsn={user}")).count(),
-        2,
-        "the credential is the same one: {}",
-        agent.log()
-    );
+    until("the credential is the same one", SOON, async || {
+        (agent.log().matches(&format!("dsn={user}")).count() == 2).then_some(())
+    })
+    .await;
 
     // SIGTERM goes to the process, and only then is what it used given back.
     agent.signal(Signal::SIGTERM);
     let status = agent.wait(SOON).await;
     assert_eq!(status.code(), Some(0), "{}", agent.log());
-    assert_eq!(agent.log().matches("asked to end").count(), 2);
+    until("it was asked to end again", SOON, async || {
+        (agent.log().matches("asked to end").count() == 2).then_some(())
+    })
+    .await;
     until("the database user is gone", REVOCATION, async || {
         pod.ground.postgres.login(user, password).await.is_err().then_some(())
     })
@@ -81,12 +82,12 @@ async fn exit_codes_and_signals_are_passed_through() {
     agent.logged("waiting", SOON).await;
     agent.signal(Signal::SIGUSR1);
     assert_eq!(agent.wait(SOON).await.code(), Some(3), "{}", agent.log());
-    assert!(agent.log().contains("told by usr1"));
+    agent.logged("told by usr1", SOON).await;
 
     let mut agent = pod.agent(&["--exec", "--", "/does/not/exist"]);
     let status = agent.wait(SOON).await;
     assert_eq!((status.code(), status.signal()), (Some(1), None));
-    assert!(agent.log().contains("cannot start /does/not/exist"), "{}", agent.log());
+    agent.logged("cannot start /does/not/exist", SOON).await;
 }
 
 #[tokio::test]

@@ -92,8 +92,7 @@ async fn once_says_until_when_and_a_sidecar_takes_over() {
     pod.configure(&[pod.database()], "");
     let mut once = pod.agent(&["--once"]);
     assert!(once.wait(SOON).await.success(), "{}", once.log());
-    let said = once.log();
-    assert!(said.contains("1 objects rendered; its credentials live until 20"), "{said}");
+    once.logged("1 objects rendered; its credentials live until 20", SOON).await;
     let before = pod.credential();
     pod.ground.postgres.login(&before.0, &before.1).await.unwrap();
     pod.proxy.forget();

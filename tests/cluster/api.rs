@@ -126,6 +126,7 @@ async fn an_api_server_that_refuses_or_sleeps_holds_up_no_mount() {
         })
         .await;
     }
+    stage.leasehold.logged("events on pods cannot be written").await;
     let refusals = stage.leasehold.log().matches("events on pods cannot be written").count();
     assert_eq!(refusals, 1, "said once while it lasts:\n{}", stage.leasehold.log());
 

@@ -123,6 +123,7 @@ async fn an_old_driver_is_told_of_once() {
             && text.contains("driver: degraded: the Secrets Store CSI driver is older than 1.6.0"),
         "{text}"
     );
+    stage.leasehold.logged("is older than 1.6.0").await;
     assert_eq!(stage.leasehold.log().matches("is older than 1.6.0").count(), 1);
 }
 
@@ -134,6 +135,7 @@ async fn a_driver_without_tokens_is_told_of_once() {
     }
     let line = "tokenRequests: degraded: the driver passes no ServiceAccount tokens: set tokenRequests";
     assert!(report(&stage).await.contains(line), "{}", report(&stage).await);
+    stage.leasehold.logged("passes no ServiceAccount tokens").await;
     assert_eq!(stage.leasehold.log().matches("passes no ServiceAccount tokens").count(), 1);
 }
 

@@ -99,11 +99,7 @@ async fn no_broken_answer_starts_a_pod_or_disturbs_another() {
         let started = std::time::Instant::now();
         let volume = stage_ref.volume();
         let status = stage_ref.kubelet.publish(&volume, Some(&class_for(name))).await.unwrap_err();
-        assert!(
-            started.elapsed() < DEADLINE - Duration::from_secs(6),
-            "{name}: after {:?}",
-            started.elapsed()
-        );
+        assert!(started.elapsed() < DEADLINE, "{name}: after {:?}", started.elapsed());
         assert!(is_final(status.code()), "{name}: {status:?}");
         assert!(status.message().contains(name), "{name}: the path is named: {status:?}");
         assert!(!status.message().contains("xxxx"), "{name}: no body in an error: {status:?}");

@@ -117,7 +117,7 @@ async fn driver_is_fail_open_on_non_final_codes() {
         assert_eq!(start.errors[0].code(), code);
         let attempts = if code == Code::Unavailable { 3 } else { 1 };
         assert_eq!(bench.calls(), attempts, "{code:?}: the retry policy is for UNAVAILABLE only");
-        assert_eq!(started.elapsed() > Duration::from_millis(1500 + 500), attempts == 3, "{code:?}");
+        assert!(attempts == 1 || started.elapsed() > Duration::from_millis(1500 + 500), "{code:?}");
         assert_eq!(bench.kubelet.driver.counts().gated, 1);
     }
     // A final code: the folder goes, the next attempt reaches the provider, the pod waits.

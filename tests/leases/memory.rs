@@ -3,7 +3,6 @@
 use std::{
     fs,
     io::{Read as _, Seek as _, SeekFrom},
-    time::Duration,
 };
 
 use nix::mount::{MsFlags, mount};
@@ -49,13 +48,13 @@ async fn mem_scan_after_unmount() {
     assert_eq!(case.files(&volume, ["note"])[0], canary);
     let (pid, password) = (case.leasehold.pid(), case.credential(&volume).password);
     assert!(copies(pid, &password) > 0, "the scanner finds what is held: it cannot be read again");
-    case.until("the KV value is forgotten after the swap", Duration::from_secs(5), async || {
+    case.until("the KV value is forgotten after the swap", SOON, async || {
         (copies(pid, &canary) == 0).then_some(())
     })
     .await;
     assert!(copies(pid, &password) > 0, "held while the mount lives");
     case.unmount(&volume);
-    case.until("the password is forgotten with the mount", Duration::from_secs(5), async || {
+    case.until("the password is forgotten with the mount", SOON, async || {
         (copies(pid, &password) == 0).then_some(())
     })
     .await;

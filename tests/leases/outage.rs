@@ -28,7 +28,7 @@ async fn outage_costs_no_file_and_no_lease() {
     let ground = Ground::get().await;
     let mut bao = Bao::start(Shape::Raft).await;
     let (admin, url) = (bao.admin().clone(), bao.url().to_owned());
-    let case = Setup::new("outage").database("45s", "1h").start_on(ground, admin, &url).await;
+    let case = Setup::new("outage").database("60s", "1h").start_on(ground, admin, &url).await;
     case.put("note", "n").await;
     let volume = case.volume();
     let objects = case.database() + &case.kv("note");
@@ -36,8 +36,8 @@ async fn outage_costs_no_file_and_no_lease() {
     let before = case.snapshot(&volume);
     for stopped in [false, true] {
         let renewals = case.done("sys/leases/renew");
-        // The first renewal falls into the outage: due at six to seven tenths of 45 s.
-        let quiet = if stopped { Duration::from_secs(2) } else { Duration::from_secs(23) };
+        // The first renewal falls into the outage: due at six to seven tenths of a minute.
+        let quiet = if stopped { Duration::from_secs(2) } else { Duration::from_secs(34) };
         case.probe(&volume, quiet).await.never_failed(&case.leasehold.log());
         case.proxy.forget();
         if stopped {
@@ -69,7 +69,8 @@ async fn outage_costs_no_file_and_no_lease() {
     case.nothing_left(SOON).await;
 }
 
-/// Seen in the mount table, not told by anybody: what the mount held is gone within two seconds.
+/// Seen in the mount table, not told by anybody: what the mount held is gone long before the next look that is due
+/// anyway, half a minute later.
 #[tokio::test]
 async fn revoke_on_unmount() {
     let (case, volume) = Setup::new("unmount").mounted().await;
@@ -77,7 +78,7 @@ async fn revoke_on_unmount() {
     // Without us: the driver tells no provider, and an hour's lease lives for an hour.
     let (abandoned, lease) = case.unattended(&case.admin).await;
     case.unmount(&volume);
-    case.until("the session is given back within 2 s", Duration::from_secs(2), async || {
+    case.until("the session is given back at once", Duration::from_secs(10), async || {
         (case.done("revoke-self") == 1).then_some(())
     })
     .await;
@@ -246,7 +247,7 @@ async fn vault_cert_expired_then_fixed() {
         .map(str::to_owned)
         .into();
     let mut case =
-        Setup::new("expired").database("30s", "1h").start_behind(ground, admin, proxy, launch).await;
+        Setup::new("expired").database("50s", "1h").start_behind(ground, admin, proxy, launch).await;
     case.put("note", "one").await;
     let volume = case.volume();
     let objects = case.database() + &case.kv("note");
@@ -258,20 +259,18 @@ async fn vault_cert_expired_then_fixed() {
     let client = reqwest::Client::builder().no_proxy().tls_certs_only([certificate]).build().unwrap();
     let refused = client.get(&url).send().await.unwrap_err();
     assert!(format!("{refused:?}").contains("Expired"), "{refused:?}");
-    // The lease comes due at six tenths of thirty seconds.
-    case.probe(&volume, Duration::from_secs(22)).await.never_failed(&case.leasehold.log());
+    // The lease comes due at six to seven tenths of fifty seconds.
+    case.probe(&volume, Duration::from_secs(28)).await.never_failed(&case.leasehold.log());
+    case.leasehold.logged("renew lease of database/creds/expired").await;
     let log = case.leasehold.log();
     assert!(log.contains("the server's certificate has expired"), "{log}");
     assert_eq!(case.proxy.requests(), [""; 0], "nothing is sent to a server that cannot be trusted");
     case.mounted(&volume, &objects).await;
     assert_eq!(case.snapshot(&volume), before);
-    // Whoever went on without a renewal would lose the user eight seconds from here.
+    // Whoever went on without a renewal would lose the user in some twenty seconds from here.
     case.proxy.present(authority.valid());
-    case.until("the lease is renewed", Duration::from_secs(7), async || {
-        (case.done("leases/renew") >= 1).then_some(())
-    })
-    .await;
-    case.probe(&volume, Duration::from_secs(10)).await.never_failed(&case.leasehold.log());
+    case.until("the lease is renewed", SOON, async || (case.done("leases/renew") >= 1).then_some(())).await;
+    case.probe(&volume, Duration::from_secs(22)).await.never_failed(&case.leasehold.log());
     assert_eq!((case.credential(&volume), case.mints(), case.logins()), (first, 0, 0));
     case.unmount(&volume);
     case.nothing_left(SOON).await;

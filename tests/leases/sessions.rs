@@ -13,11 +13,11 @@ use crate::{
 /// A periodic token has no maximum: it is renewed for ever, and nothing is made again.
 #[tokio::test]
 async fn periodic_session_is_renewed_for_ever() {
-    let login = json!({"token_period": "6s", "token_ttl": 0, "token_max_ttl": 0});
+    let login = json!({"token_period": "10s", "token_ttl": 0, "token_max_ttl": 0});
     let (case, volume) = Setup::new("periodic").login(login).mounted().await;
-    // Without us: a session of six seconds, and its user, are gone after six.
+    // Without us: a session of ten seconds, and its user, are gone after ten.
     let (abandoned, _) = case.unattended(&case.by_hand(&volume).await).await;
-    let (probe, ()) = tokio::join!(case.probe(&volume, Duration::from_secs(15)), case.dies(&abandoned));
+    let (probe, ()) = tokio::join!(case.probe(&volume, Duration::from_secs(25)), case.dies(&abandoned));
     let log = case.leasehold.log();
     probe.never_failed(&log);
     assert_eq!((case.mints(), case.logins(), probe.users.len()), (1, 1, 1), "{log}");
@@ -182,7 +182,7 @@ async fn session_without_rights_is_handed_over() {
 #[tokio::test]
 async fn lease_count_is_flat() {
     let login = json!({"token_ttl": "6s", "token_max_ttl": "12s"});
-    let case = Setup::new("flat").login(login).database("4s", "8s").start().await;
+    let case = Setup::new("flat").login(login).database("6s", "12s").start().await;
     case.put("note", "n").await;
     let volumes: Vec<Volume> = (0..5).map(|_| case.volume()).collect();
     for (index, volume) in volumes.iter().enumerate() {
@@ -247,6 +247,7 @@ async fn ttl_beyond_a_day_is_a_warning() {
     case.put("note", "n").await;
     let volume = case.volume();
     case.mounted(&volume, &case.kv("note")).await;
+    case.leasehold.logged("token_ttl and token_max_ttl").await;
     let log = case.leasehold.log();
     let told = log.lines().find(|line| line.contains("token_ttl and token_max_ttl"));
     assert!(told.is_some_and(|line| line.contains("WARN") && line.contains("108000s")), "{log}");
