@@ -104,10 +104,20 @@ impl MountTable {
         Ok(Self::parse(&std::fs::read(MOUNTINFO)?))
     }
 
+    /// Reads what of the table is at `path` or above it: of a node's thousand mounts a handful is kept.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_above(path: &Path) -> io::Result<Self> {
+        let entries =
+            lines(&std::fs::read(MOUNTINFO)?).filter(|entry| path.starts_with(&entry.mount_point)).collect();
+        Ok(Self { entries })
+    }
+
     /// Parses mountinfo text. Total: a line that is not understood is left out, because one odd mount of
     /// a neighbour must not blind us to all volumes of the node.
     pub fn parse(text: &[u8]) -> Self {
-        Self { entries: text.split(|byte| *byte == b'\n').filter_map(MountEntry::parse).collect() }
+        Self { entries: lines(text).collect() }
     }
 
     /// Every mount, in the kernel's order.
@@ -140,6 +150,10 @@ impl MountTable {
             .iter()
             .filter(move |entry| entry.is_tmpfs() && pod_volume(kubelet_root, &entry.mount_point).is_some())
     }
+}
+
+fn lines(text: &[u8]) -> impl Iterator<Item = MountEntry> {
+    text.split(|byte| *byte == b'\n').filter_map(MountEntry::parse)
 }
 
 fn number(digits: &[u8]) -> Option<u32> {

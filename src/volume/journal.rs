@@ -141,22 +141,23 @@ impl TokenRecord {
     }
 }
 
+/// Written from what the core has, read into what it takes.
 #[derive(Serialize, Deserialize)]
-struct VolumeRecord {
+struct VolumeRecord<K = VolumeKey, V = Volume> {
     format: u32,
-    key: VolumeKey,
+    key: K,
     identity: Option<MountIdentity>,
     token: Option<TokenRecord>,
-    volume: Volume,
+    volume: V,
 }
 
 #[derive(Serialize, Deserialize)]
-struct SessionRecord {
+struct SessionRecord<T = String, S = Session> {
     format: u32,
     id: SessionId,
-    token: String,
-    accessor: String,
-    session: Session,
+    token: T,
+    accessor: T,
+    session: S,
 }
 
 impl Journal {
@@ -308,14 +309,7 @@ impl Journal {
         match volume {
             Some((volume, identity, token)) if self.durable => {
                 let token = token.map(TokenRecord::of);
-                let record = VolumeRecord {
-                    format: FORMAT,
-                    key: key.clone(),
-                    identity,
-                    token,
-                    volume: volume.clone(),
-                };
-                self.put(&path, &record);
+                self.put(&path, &VolumeRecord { format: FORMAT, key, identity, token, volume });
             }
             Some(_) => {}
             None => {
@@ -333,9 +327,9 @@ impl Journal {
                 &SessionRecord {
                     format: FORMAT,
                     id,
-                    token: held.token.expose().to_owned(),
-                    accessor: held.accessor.as_ref().to_owned(),
-                    session: session.clone(),
+                    token: held.token.expose(),
+                    accessor: held.accessor.as_ref(),
+                    session,
                 },
             ),
             Some(_) => {}

@@ -235,7 +235,7 @@ impl<B: SecretBackend> Worker<B> {
             let changed = async {
                 match &mut self.mounts {
                     // Its events are a hint; the look itself is taken once things settle.
-                    Some(mounts) => mounts.changed().await.map(|_| ()),
+                    Some(mounts) => mounts.changed().await,
                     None => std::future::pending().await,
                 }
             };

@@ -33,10 +33,11 @@ fn mounts_of_the_host_wake_the_provider() {
                         // Every other change comes while nobody is polling: it must not be lost either.
                         let early: Option<Instant> = (round % 4 < 2).then(|| provider_knows.recv().unwrap());
                         loop {
-                            let table = tokio::time::timeout(Duration::from_secs(10), watch.changed())
+                            tokio::time::timeout(Duration::from_secs(10), watch.changed())
                                 .await
                                 .unwrap_or_else(|_| panic!("round {round}: the wake-up was lost"))
                                 .unwrap();
+                            let table = MountTable::read().unwrap();
                             let found = table.find(target);
                             assert!(
                                 found.is_none_or(|entry| entry.propagates() && entry.is_tmpfs()),

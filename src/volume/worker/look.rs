@@ -51,7 +51,8 @@ impl<B: SecretBackend> Worker<B> {
     /// Whether mounts of the host reach us at this path.
     fn mode_for(&self, key: &VolumeKey) -> Result<Mode, String> {
         let Some(root) = self.targets.kubelet_root() else { return Ok(Mode::ProviderWritten) };
-        let table = MountTable::read().map_err(|error| format!("cannot read the mount table: {error}"))?;
+        let table = MountTable::read_above(key.path())
+            .map_err(|error| format!("cannot read the mount table: {error}"))?;
         let entry = table.find(key.path());
         let propagates = match entry {
             Some(entry) => entry.propagates(),
