@@ -197,7 +197,10 @@ def check_sidecar(problems):
         if spec:
             pods += 1
             problems += [f"sidecar: {what}" for what in podsecurity.restricted(spec)]
-    names = {name for constant in ("PARAMETERS", "OWN", "AUTH", "FOLDER", "EXEC") for name in source.constant_list("src/spec/agent.rs", constant)}
+    constants = {
+        "src/spec/agent.rs": ("PARAMETERS", "OWN", "FOLDER"), "src/spec/agent/auth.rs": ("AUTH",), "src/spec/agent/exec.rs": ("EXEC",),
+    }
+    names = {name for path, lists in constants.items() for constant in lists for name in source.constant_list(path, constant)}
     problems += [f"agent.md: does not tell of {name}" for name in sorted(names) if name not in page]
     if pods < 3:
         problems.append("sidecar: has not three pods")
