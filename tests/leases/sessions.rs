@@ -240,6 +240,31 @@ async fn no_renew_before_due() {
     case.nothing_left(SOON).await;
 }
 
+/// Where the driver does not come again nobody can log in any more once the token that it brought has ended: the time
+/// until then is told.
+#[tokio::test]
+async fn end_of_logins_is_told() {
+    let (case, volume) = Setup::new("loginend").mounted().await;
+    let told = case
+        .until("the metric", SOON, async || {
+            let (_, text) = case.leasehold.http_get("/metrics").await;
+            let line =
+                text.lines().find_map(|line| line.strip_prefix("leasehold_nearest_login_end_seconds "));
+            line.map(|value| value.parse::<f64>().expect("a number"))
+        })
+        .await;
+    let (code, list, error) = case.leasehold.exec(&["ls", "-o", "json"]).await;
+    assert_eq!(code, 0, "{error}");
+    let list: serde_json::Value = serde_json::from_str(&list).expect("JSON");
+    let listed = list.pointer("/volumes/0/login_seconds").or_else(|| list.pointer("/0/login_seconds"));
+    let listed = listed.and_then(serde_json::Value::as_f64).unwrap_or_else(|| panic!("{list}"));
+    // Of a token for an hour.
+    for seconds in [told, listed] {
+        assert!((3000.0..=3600.0).contains(&seconds), "{told} {listed}");
+    }
+    case.unmount(&volume);
+}
+
 /// What a node's reboot would leave alive for more than a day is told at the first login, once per role.
 #[tokio::test]
 async fn ttl_beyond_a_day_is_a_warning() {
