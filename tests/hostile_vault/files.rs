@@ -65,7 +65,7 @@ async fn ca_path_dev_zero_fifo_proc() {
             let error = login(&backend, "https://127.0.0.1:1", tls).await.expect_err(&path);
             assert_eq!(error.class, FailureClass::Invalid, "{path}: {error}");
             assert!(!error.message.contains(CANARY) && !error.message.contains("PATH="), "{error}");
-            assert!(started.elapsed() < Duration::from_secs(1), "{path} took {:?}", started.elapsed());
+            assert!(started.elapsed() < Duration::from_secs(10), "{path} took {:?}", started.elapsed());
         }
     }
     // Lets the reader of the FIFO end.

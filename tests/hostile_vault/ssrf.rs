@@ -89,7 +89,7 @@ async fn ssrf_matrix() {
         let started = Instant::now();
         let error = login(&backend, shape, Default::default()).await.expect_err(shape);
         assert_eq!(error.class, FailureClass::Invalid, "{shape}: {error}");
-        assert!(started.elapsed() < Duration::from_secs(1), "{shape} was tried");
+        assert!(started.elapsed() < Duration::from_secs(4), "{shape} was tried");
         assert!(!error.message.contains('\n'), "{error:?}");
     }
     assert_eq!(stub.connects(), reached, "something connected");
