@@ -1,6 +1,7 @@
 //! A node at scale, and the same work done by `bao agent` from the same package, side by side: memory, CPU in
 //! steady state, and a restart to full control. LEASEHOLD_BENCH_MOUNTS names the sizes (`1000,5000`),
-//! LEASEHOLD_BENCH_SECONDS the time of the steady state.
+//! LEASEHOLD_BENCH_SECONDS the time of the steady state, LEASEHOLD_BINARY what is measured: the image's binary
+//! (`scripts/image binary`) has half the code of this profile's, and what the kernel maps of it counts as resident.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on stops")]
@@ -35,8 +36,9 @@ const AT_ONCE: usize = 16;
 
 /// One process after some time.
 struct Usage {
-    /// Resident and proportional set size, KiB.
+    /// Resident set size, what of it is memory of its own rather than its file's, and proportional, KiB.
     rss: u64,
+    anonymous: u64,
     pss: u64,
     /// CPU time used.
     cpu: Duration,
@@ -52,11 +54,22 @@ fn usage(pid: u32) -> Usage {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
     let used = threads.filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok());
     let cpu = used.map(|text| text.split_whitespace().next().unwrap().parse::<u64>().unwrap()).sum();
-    Usage { rss: field("Rss:"), pss: field("Pss:"), cpu: Duration::from_nanos(cpu) }
+    Usage {
+        rss: field("Rss:"),
+        anonymous: field("Anonymous:"),
+        pss: field("Pss:"),
+        cpu: Duration::from_nanos(cpu),
+    }
 }
 
 fn mib(kib: u64) -> f64 {
     kib as f64 / 1024.0
+}
+
+impl Usage {
+    fn memory(&self) -> String {
+        format!("{:.1} ({:.1}; {:.1})", mib(self.rss), mib(self.anonymous), mib(self.pss))
+    }
 }
 
 #[tokio::main]
@@ -69,9 +82,9 @@ async fn main() {
     println!(
         "One mount in {LEASED} holds a lease; {IDENTITIES} identities; every value is checked every 60 s.\n"
     );
-    println!("| | resident (proportional), MiB | CPU, millicores | requests |\n|---|---|---|---|");
+    println!("| | resident (anonymous; proportional), MiB | CPU, millicores | requests |\n|---|---|---|---|");
     let idle = usage(stage.leasehold.pid());
-    println!("| idle | {:.1} ({:.1}) | | |", mib(idle.rss), mib(idle.pss));
+    println!("| idle | {} | | |", idle.memory());
     let mut volumes = Vec::new();
     for size in &sizes {
         at_size(&mut stage, &mut volumes, *size, Duration::from_secs(seconds)).await;
@@ -111,24 +124,25 @@ async fn at_size(stage: &mut Stage, volumes: &mut Vec<Volume>, size: usize, wind
     let steady = usage(stage.leasehold.pid());
     let millicores = |used: Duration| used.as_secs_f64() / took * 1e3;
     println!(
-        "| {size} mounts, {more_mounts} of them in {:.1} s | {:.1} ({:.1}) | {:.2} | {requests}; then {} in {took:.0} s |",
+        "| {size} mounts, {more_mounts} of them in {:.1} s | {} | {:.2} | {requests}; then {} in {took:.0} s |",
         storm.as_secs_f64(),
-        mib(steady.rss),
-        mib(steady.pss),
+        steady.memory(),
         millicores(steady.cpu - loaded.cpu),
         stage.proxy.count(),
     );
     let each = |sum: f64| sum / AGENTS as f64;
     let after: Vec<Usage> = agents.iter().map(|agent| usage(agent.pid())).collect();
     let cpu: Duration = after.iter().zip(&before).map(|(after, before)| after.cpu - before.cpu).sum();
-    let (rss, pss) = after.iter().fold((0, 0), |(rss, pss), usage| (rss + usage.rss, pss + usage.pss));
+    let sum = |of: fn(&Usage) -> u64| mib(after.iter().map(of).sum());
+    let (rss, anonymous, pss) = (sum(|it| it.rss), sum(|it| it.anonymous), sum(|it| it.pss));
     println!(
-        "| `bao agent`, mean of {AGENTS} with one mount's work each | {:.1} ({:.1}) | {:.2} | |",
-        each(mib(rss)),
-        each(mib(pss)),
+        "| `bao agent`, mean of {AGENTS} with one mount's work each | {:.1} ({:.1}; {:.1}) | {:.2} | |",
+        each(rss),
+        each(anonymous),
+        each(pss),
         each(millicores(cpu)),
     );
-    let (rss, cpu) = (mib(rss), millicores(cpu));
+    let cpu = millicores(cpu);
     println!(
         "| the same for {size} pods | {:.0} | {:.0} | |",
         each(rss) * size as f64,
@@ -146,10 +160,9 @@ async fn at_size(stage: &mut Stage, volumes: &mut Vec<Volume>, size: usize, wind
         stage.proxy.requests().into_iter().filter(|request| !request.starts_with("GET secret/")).collect();
     let restarted = usage(stage.leasehold.pid());
     println!(
-        "| kill to full control in {:.0} ms | {:.1} ({:.1}) | | {} beside checks that came due {requests:?} |",
+        "| kill to full control in {:.0} ms | {} | | {} beside checks that came due {requests:?} |",
         restart.as_secs_f64() * 1e3,
-        mib(restarted.rss),
-        mib(restarted.pss),
+        restarted.memory(),
         requests.len(),
     );
 }

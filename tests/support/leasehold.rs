@@ -241,8 +241,12 @@ fn spawn(node: &Node, launch: &Launch, health_port: u16) -> Process {
     })
 }
 
-/// The binary of this build. Cargo names it to tests; an example finds it one folder up.
+/// The binary of this build. Cargo names it to tests; an example finds it one folder up. LEASEHOLD_BINARY names
+/// another: for a benchmark the image's, which is built for size.
 pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("LEASEHOLD_BINARY") {
+        return path.into();
+    }
     if let Some(path) = option_env!("CARGO_BIN_EXE_leasehold") {
         return path.into();
     }
