@@ -142,7 +142,7 @@ impl Lifecycle {
         volume.last_mount = now;
         self.dirty_volumes.insert(key.clone());
         if fresh || was_silent {
-            self.token_came(&key, now);
+            self.token_came(&key, fresh, now);
         }
         self.give_back_at_mount(&key, now);
         if self.volumes.get(&key).is_some_and(Volume::is_live) {
@@ -326,6 +326,7 @@ impl Lifecycle {
         // What was minted and then had to wait, for space or for a Mount, may have died meanwhile.
         let session = self.sessions.get(&attempt.session);
         let other_files = matches!(attempt.reason, Reason::Edit | Reason::Repair);
+        let mut owed = Vec::new();
         for (id, need) in &mut attempt.needs {
             let died = match need {
                 Need::Got(dependency) => ends_in(dependency, session).is_some_and(|ends| ends <= now + BRIEF),
@@ -335,10 +336,17 @@ impl Lifecycle {
                 Need::Reuse | Need::Wanted | Need::InFlight(_) | Need::Carried => false,
             };
             if died {
-                *need = Need::Wanted;
+                // A session that is renewed in its last seconds keeps what was made in it alive.
+                if let Need::Got(dependency) = std::mem::replace(need, Need::Wanted) {
+                    owed.extend(dependency.lease.map(|(lease, term)| (lease, term.ends())));
+                }
             }
         }
         attempt.phase = Phase::Gathering;
+        let session = attempt.session;
+        for (lease, ends) in owed {
+            self.owe_lease(session, lease, ends, now, now);
+        }
         self.advance(key, now);
     }
 
@@ -557,6 +565,12 @@ impl Lifecycle {
         match record.state {
             SessionState::New(Some(_)) => {}
             SessionState::New(None) => {
+                // A pod that waits has its own pace.
+                let waits = record.wait_until.filter(|until| lane == Lane::Background && now < *until);
+                if let Some(until) = waits {
+                    self.wait(key, until, now);
+                    return;
+                }
                 if lane == Lane::Background
                     && let Err(until) = self.admit(&address, ends, now)
                 {
@@ -1219,6 +1233,7 @@ impl Lifecycle {
             if driver_written && owned {
                 let volume = self.volumes.get_mut(key).expect("the caller looked it up");
                 volume.retired.push(Retired::Session(old.session));
+                self.keep_for_driver(old.session, key);
             } else {
                 self.leave_session(old.session, key, now + longest, now);
             }

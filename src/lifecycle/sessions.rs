@@ -1,6 +1,9 @@
 //! Logins, their sharing, hand-over and revocation.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{
     LEFTOVER_COUNT, LEFTOVER_LIFE, LONG_TTL, Lifecycle, Op, RETRY_GRACE, SHARED_GRACE, TimerKey,
@@ -10,7 +13,7 @@ use super::{
     renewal::{Step, Term, decide, replace_by},
     server::Server,
     session::{Owed, Session, SessionId, SessionState},
-    volume::Reason,
+    volume::{Phase, Reason, Retired},
 };
 use crate::{
     backend::{BackendError, FailureClass, Renewed, SessionTerms},
@@ -27,19 +30,15 @@ const LAST_LOGIN: Duration = Duration::from_secs(30);
 /// own time-out.
 const MINTING: Duration = Duration::from_millis(100);
 
+/// Until a Mount says otherwise.
+const KEPT: BootTime = BootTime::from_millis(u64::MAX);
+
 impl Lifecycle {
     /// Starts a login with the freshest token of the session's users.
     pub(super) fn login(&mut self, id: SessionId, lane: Lane, now: BootTime) {
         let Some(record) = self.sessions.get(&id) else { return };
-        let former = record.succeeds.and_then(|former| self.sessions.get(&former));
-        let token_of = [Some(record), former]
-            .into_iter()
-            .flatten()
-            .filter_map(|source| self.freshest_token(source, now))
-            .max_by_key(|(_, token)| token.issued)
-            .map(|(key, _)| key);
         let (connection, login) = (record.identity.connection.clone(), record.identity.login.clone());
-        let Some(token_of) = token_of else {
+        let Some((token_of, _)) = self.login_token(record, now) else {
             let error = BackendError {
                 class: FailureClass::Denied,
                 message: "no usable ServiceAccount token is held; the next Mount brings one".into(),
@@ -60,9 +59,10 @@ impl Lifecycle {
         }
     }
 
-    /// A Mount came after a silence, or brought a newer ServiceAccount token: what waited for one goes on, and what was planned by the
-    /// end of the former is planned anew.
-    pub(super) fn token_came(&mut self, key: &VolumeKey, now: BootTime) {
+    /// A Mount came after a silence, or brought a newer ServiceAccount token (`fresh`): a login that waits for
+    /// another try is made at once where it is made with that token, and what was planned by the end of the
+    /// former is planned anew.
+    pub(super) fn token_came(&mut self, key: &VolumeKey, fresh: bool, now: BootTime) {
         let mut ids: Vec<SessionId> = Vec::new();
         for (id, record) in &self.sessions {
             let waits = record.state == SessionState::New(None) && record.succeeds.is_some();
@@ -74,13 +74,27 @@ impl Lifecycle {
             }
         }
         for id in ids {
-            if let Some(record) = self.sessions.get_mut(&id)
-                && record.state == SessionState::New(None)
-            {
+            let waits = self.sessions.get(&id).filter(|record| record.state == SessionState::New(None));
+            // With any other token it would be the request that failed.
+            let helps = fresh
+                && waits
+                    .and_then(|record| self.login_token(record, now))
+                    .is_some_and(|(token_of, _)| token_of == *key);
+            if let Some(record) = self.sessions.get_mut(&id).filter(|_| helps) {
                 record.wait_until = None;
             }
             self.retime_session(id, now);
         }
+    }
+
+    /// The ServiceAccount token that a login of `record` is made with: the freshest of its users', and of those of
+    /// the session it succeeds.
+    fn login_token(&self, record: &Session, now: BootTime) -> Option<(VolumeKey, TokenTimes)> {
+        let former = record.succeeds.and_then(|former| self.sessions.get(&former));
+        std::iter::once(record)
+            .chain(former)
+            .filter_map(|source| self.freshest_token(source, now))
+            .max_by_key(|(_, token)| token.issued)
     }
 
     // By its end, not its age: so the choice changes with the tokens held only, never with time alone.
@@ -127,7 +141,8 @@ impl Lifecycle {
                     self.note(first.as_ref(), Note::Unrevocable);
                 }
                 // It got leases while the login waited: they do not come over to a session that did not make them.
-                let leased = succeeds.filter(|former| self.leased_user(*former).is_some());
+                let leased = succeeds
+                    .filter(|former| self.leased_user(*former).is_some() || self.is_delivering(*former));
                 if !wanted || (leased.is_some() && !own) {
                     self.retire_session(id, now, None);
                     if let Some(former) = leased {
@@ -159,10 +174,11 @@ impl Lifecycle {
             return;
         }
         let Some(record) = self.sessions.get_mut(&id) else { return };
+        // For all whom it serves: each of them alone would keep its own time, and together they would ask for ever.
+        let pace = if super::passes(error) { Pace::BACKGROUND } else { Pace::REFUSED };
+        let wait = record.backoff.next(pace, error.retry_after, &mut self.jitter);
+        record.wait_until = Some(now + wait);
         if let Some(former) = succeeds {
-            let pace = if super::passes(error) { Pace::BACKGROUND } else { Pace::REFUSED };
-            let wait = record.backoff.next(pace, error.retry_after, &mut self.jitter);
-            record.wait_until = Some(now + wait);
             let what = format!("login of {}", record.on_behalf_of);
             let first = self.sessions.get(&former).and_then(|former| former.users.first().cloned());
             self.note(first.as_ref(), Note::Failing { what, error: error.clone(), wait });
@@ -351,6 +367,15 @@ impl Lifecycle {
         }
     }
 
+    /// What was made in it may be in the files yet: it is kept, but no longer renewed, until the driver surely wrote
+    /// its successor.
+    pub(super) fn keep_for_driver(&mut self, id: SessionId, key: &VolumeKey) {
+        if let Some(record) = self.sessions.get_mut(&id) {
+            record.users.remove(key);
+        }
+        self.retire_session(id, KEPT, Some(key.clone()));
+    }
+
     pub(super) fn forget_session(&mut self, id: SessionId) {
         if let Some(record) = self.sessions.remove(&id)
             && self.shared.get(&record.identity) == Some(&id)
@@ -532,6 +557,16 @@ impl Lifecycle {
         leased.cloned()
     }
 
+    /// Whether leases made in it are on their way to a volume: they cannot be asked for again in another session
+    /// any more, and are not installed yet.
+    fn is_delivering(&self, id: SessionId) -> bool {
+        let users = self.sessions.get(&id).into_iter().flat_map(|record| &record.users);
+        users.filter_map(|key| self.volumes.get(key)?.attempt.as_ref()).any(|attempt| {
+            let asks = matches!(attempt.phase, Phase::Gathering | Phase::Waiting(_));
+            attempt.session == id && !asks && attempt.has_minted()
+        })
+    }
+
     /// Replaces a session before it dies, or because it died.
     pub(super) fn hand_over(&mut self, id: SessionId, why: &str, now: BootTime) {
         let Some(record) = self.sessions.get_mut(&id) else { return };
@@ -543,7 +578,8 @@ impl Lifecycle {
             self.hand_over_volume(&key, why, now);
             return;
         }
-        if self.sessions.values().any(|other| other.succeeds == Some(id)) {
+        // Once they are delivered they are what is handed over.
+        if self.is_delivering(id) || self.sessions.values().any(|other| other.succeeds == Some(id)) {
             return;
         }
         let Some(first) = users.first() else { return };
@@ -889,25 +925,19 @@ impl Lifecycle {
                 record.idle_since = None;
             }
         }
-        let idle: Vec<(SessionId, bool)> = self
-            .sessions
-            .iter()
-            .filter(|(_, record)| record.is_live() && record.users.is_empty())
-            .map(|(id, record)| (*id, record.shared))
-            .collect();
-        let kept: Vec<SessionId> = self
-            .volumes
-            .values()
-            .flat_map(|volume| &volume.retired)
-            .filter_map(|retired| match retired {
-                super::volume::Retired::Session(id) => Some(*id),
-                super::volume::Retired::Lease(..) => None,
-            })
-            .collect();
+        let kept =
+            self.volumes.values().flat_map(|volume| &volume.retired).filter_map(|retired| match retired {
+                Retired::Session(id) => Some(*id),
+                Retired::Lease(..) => None,
+            });
+        let kept: BTreeSet<SessionId> = kept.collect();
+        let is_idle = |(id, record): &(&SessionId, &Session)| {
+            let forsaken = record.state == SessionState::Retiring(KEPT) && !kept.contains(id);
+            forsaken || (record.is_live() && record.users.is_empty())
+        };
+        let idle: Vec<(SessionId, bool)> =
+            self.sessions.iter().filter(is_idle).map(|(id, record)| (*id, record.shared)).collect();
         for (id, shared) in idle {
-            if kept.contains(&id) {
-                continue;
-            }
             if shared {
                 if let Some(record) = self.sessions.get_mut(&id) {
                     record.idle_since = Some(record.idle_since.unwrap_or(now));

@@ -370,7 +370,16 @@ impl World {
                     _ => true,
                 };
                 self.audit.ended(op, heard && outcome.error().is_some(), self.now);
+                let granted = match &outcome {
+                    Outcome::LoggedIn(Ok((_, _, token))) => Some(*token),
+                    _ => None,
+                };
                 self.node.ended(op, session, outcome, self.now);
+                // Killed between the answer and the record of it: one lease-free token for each kill cannot be
+                // given back by anybody.
+                if let Some(token) = granted.filter(|token| self.node.dead && !self.node.recorded(*token)) {
+                    self.server.forsake(token);
+                }
             }
             Happening::Kubelet(pod, turn) => {
                 if self.pods[pod].turn == turn {

@@ -18,12 +18,9 @@ pub(super) fn snapshot(core: &Lifecycle, unmanaged: usize, now: BootTime) -> Sna
             Mode::ProviderWritten => snapshot.provider_written += 1,
             Mode::DriverWritten => snapshot.driver_written += 1,
         }
-        for retired in &volume.retired {
-            match retired {
-                Retired::Session(_) => snapshot.sessions_owed += 1,
-                Retired::Lease(..) => snapshot.leases_owed += 1,
-            }
-        }
+        // Retired sessions are counted below.
+        let leases = volume.retired.iter().filter(|retired| matches!(retired, Retired::Lease(..)));
+        snapshot.leases_owed += leases.count();
         let state = super::report::state(volume, now);
         if let Some(at) = VOLUME_STATES.iter().position(|name| *name == state) {
             snapshot.states[at] += 1;

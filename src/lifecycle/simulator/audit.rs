@@ -427,17 +427,16 @@ fn stuck(world: &World) -> Option<String> {
             return Some(format!("I8: {id:?} waits for a login that is gone"));
         }
         if session.is_live() && session.users.is_empty() && session.idle_since.is_none() {
-            let retired = core
-                .volumes
-                .values()
-                .any(|volume| volume.retired.contains(&crate::lifecycle::volume::Retired::Session(*id)));
-            if !retired {
-                return Some(format!("I8: live {id:?} has no user and no end"));
-            }
+            return Some(format!("I8: live {id:?} has no user and no end"));
         }
         for user in &session.users {
-            if !core.volumes.contains_key(user) {
+            let Some(volume) = core.volumes.get(user) else {
                 return Some(format!("I8: {id:?} is kept by {user}, which is gone"));
+            };
+            let lives = volume.installed.as_ref().is_some_and(|installed| installed.session == *id);
+            let works = volume.attempt.as_ref().is_some_and(|attempt| attempt.session == *id);
+            if !lives && !works {
+                return Some(format!("I8: {id:?} is kept by {user}, which has nothing in it"));
             }
         }
     }
@@ -510,11 +509,6 @@ fn leaked(world: &World) -> Option<String> {
             .get(&lease.token)
             .and_then(|session| core.sessions.get(session))
             .is_some_and(|session| matches!(session.state, SessionState::Retiring(_)));
-        let retired = held.get(&lease.token).is_some_and(|id| {
-            let session = crate::lifecycle::volume::Retired::Session(*id);
-            core.volumes.values().any(|volume| volume.retired.contains(&session))
-        });
-        let retiring = retiring || retired;
         let orphan = lease.orphan || world.server.tokens.get(&lease.token).is_some_and(|token| token.orphan);
         // What ends within the overlap is not worth a revocation.
         let brief = lease.ends <= now + OVERLAP + SECOND;

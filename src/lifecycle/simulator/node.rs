@@ -117,6 +117,11 @@ impl Node {
         self.journal.is_some()
     }
 
+    /// Whether a new process would find this token.
+    pub(crate) fn recorded(&self, token: u64) -> bool {
+        self.journal.iter().flat_map(|journal| journal.sessions.values()).any(|(_, held)| *held == token)
+    }
+
     /// The process dies; what it held in memory is gone.
     pub(crate) fn kill(&mut self) {
         self.dead = true;

@@ -273,6 +273,14 @@ impl Server {
         self.leases.iter().filter(move |(id, _)| self.lease_death(**id, now).is_none())
     }
 
+    /// Nobody knows a token that no lease was made with.
+    pub(crate) fn forsake(&mut self, id: u64) {
+        let used = self.leases.values().any(|lease| lease.token == id);
+        if let Some(token) = self.tokens.get_mut(&id).filter(|_| !used) {
+            token.orphan = true;
+        }
+    }
+
     /// The answer to a request will not arrive: what it made belongs to nobody.
     pub(crate) fn orphan(&mut self, call: Option<&Call>, outcome: &Outcome) {
         match outcome {
