@@ -72,13 +72,24 @@ enum Op {
     Login(SessionId),
     /// For a plan.
     Need(PlanId, DependencyId, SessionId),
-    /// A check of an installed answer, in the session it was made in: by the time it is answered the volume
-    /// may live in another.
-    Check(VolumeKey, u64, DependencyId, SessionId),
+    Check(Check),
     RenewSession(SessionId),
     RenewLease(VolumeKey, u64, DependencyId, String),
     RevokeSession(SessionId),
     RevokeLease(SessionId, String, BootTime),
+}
+
+/// A value is read again: once for all mounts of the identity that hold it.
+#[derive(Clone, Debug)]
+struct Check {
+    /// The volume it was due for, and its incarnation.
+    asker: VolumeKey,
+    serial: u64,
+    id: DependencyId,
+    /// Asked in this one: by the time it is answered the volume may live in another.
+    session: SessionId,
+    /// Whose values wait for the answer, the asker's among them.
+    peers: Vec<VolumeKey>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -160,9 +171,7 @@ impl Lifecycle {
                     self.observe(session, op, sent, now);
                     self.answer_came(op, plan, dependency, session, result, now);
                 }
-                Some(Op::Check(key, serial, dependency, session)) => {
-                    self.check_answered(op, (key, serial), dependency, session, result, now);
-                }
+                Some(Op::Check(check)) => self.check_answered(op, check, result, now),
                 _ => {}
             },
             Event::Renewed(op, result) => match self.ops.remove(&op) {
@@ -292,7 +301,7 @@ impl Lifecycle {
         };
         match self.ops.get(op)? {
             Op::Need(plan, ..) => Some(plan.key.clone()),
-            Op::Check(key, ..) | Op::RenewLease(key, ..) => Some(key.clone()),
+            Op::Check(Check { asker: key, .. }) | Op::RenewLease(key, ..) => Some(key.clone()),
             Op::Login(session)
             | Op::RenewSession(session)
             | Op::RevokeSession(session)

@@ -1510,9 +1510,14 @@ impl Lifecycle {
         }
         if let Some(volume) = self.volumes.get_mut(&key) {
             if let Some(installed) = &mut volume.installed {
-                // No value outlives the process that held it.
-                for dependency in installed.dependencies.values_mut() {
-                    dependency.held = false;
+                let confirmed = self.sessions.get(&installed.session).map(|record| &record.confirmed);
+                for (id, known) in &mut installed.dependencies {
+                    // No value outlives the process that held it.
+                    known.held = false;
+                    let last = confirmed.and_then(|confirmed| confirmed.get(id));
+                    if let Some((since, _)) = last.filter(|(_, digest)| *digest == known.digest) {
+                        known.since = known.since.max(*since);
+                    }
                 }
             } else {
                 // Never answered: the kubelet's retry starts anew, what was made is given back.

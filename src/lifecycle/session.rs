@@ -1,12 +1,19 @@
 //! Sessions: one login of one identity, owned by a mount or shared by the identity's mounts on this node.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use super::{backoff::Backoff, message::OpId, renewal::Term};
+use super::{
+    backoff::Backoff,
+    message::{Digest, OpId},
+    renewal::Term,
+};
 use crate::{
     backend::{Served, SessionTerms},
     clock::BootTime,
-    spec::{Connection, LoginSpec},
+    spec::{Connection, DependencyId, LoginSpec},
     volume::VolumeKey,
 };
 
@@ -72,8 +79,13 @@ pub struct Session {
     pub shared: bool,
     /// Where it stands.
     pub state: SessionState,
-    /// Volumes that use it, for what is on disk or for a plan in work.
+    /// Volumes that use it, for what is on disk or for a plan in work. Not on record where there are many: what
+    /// uses it says so itself.
+    #[serde(default, skip_serializing_if = "are_many")]
     pub users: BTreeSet<VolumeKey>,
+    /// Values without a lifetime that were read in it and found unchanged: when last, and their digest.
+    #[serde(default)]
+    pub confirmed: BTreeMap<DependencyId, (BootTime, Digest)>,
     /// Its lifetime, once logged in.
     pub term: Option<Term>,
     /// What the login granted.
@@ -106,6 +118,10 @@ pub struct Session {
     pub expiry_noted: bool,
 }
 
+fn are_many(users: &BTreeSet<VolumeKey>) -> bool {
+    users.len() > 1
+}
+
 impl Session {
     /// A session to be.
     pub fn new(identity: Identity, on_behalf_of: Arc<str>, shared: bool) -> Self {
@@ -116,6 +132,7 @@ impl Session {
             shared,
             state: SessionState::New(None),
             users: BTreeSet::new(),
+            confirmed: BTreeMap::new(),
             term: None,
             terms: None,
             idle_since: None,

@@ -361,10 +361,10 @@ impl World {
                 self.say(|| format!("answer {op:?} {}", brief(&outcome)));
                 // A check whose value was replaced meanwhile is answered to nobody: no retry follows from it.
                 let heard = match self.node.core.ops.get(&op) {
-                    Some(Op::Check(key, _, id, _)) => {
-                        let volume = self.node.core.volumes.get(key);
+                    Some(Op::Check(check)) => {
+                        let volume = self.node.core.volumes.get(&check.asker);
                         volume.and_then(|volume| volume.installed.as_ref()).is_some_and(|installed| {
-                            installed.dependencies.get(id).is_some_and(|known| known.op == Some(op))
+                            installed.dependencies.get(&check.id).is_some_and(|known| known.op == Some(op))
                         })
                     }
                     _ => true,

@@ -8,11 +8,12 @@ use std::{
 };
 
 use super::{
+    renewal::Term,
     simulator::{
         Edit, Fault, HOUR, MINUTE, PodSpec, PodState, SECOND, World, audit, fleet,
         node::Values,
         plan,
-        server::{Content, Role},
+        server::{Content, Engine, Role},
     },
     volume::Mode,
 };
@@ -657,6 +658,79 @@ fn after_silence_changes_are_followed() {
     world.fault(4 * HOUR, Fault::Write("secret/data/a".into()));
     run(&mut world, 4 * HOUR + 10 * MINUTE);
     assert_eq!(version_of(&world, 0, "secret/data/a"), 2, "{}", world.trace());
+}
+
+/// A session that a driver-written volume has left is kept until the driver wrote its successor, and is not kept
+/// up meanwhile: each hand-over would leave one behind.
+#[test]
+fn a_session_kept_for_the_driver_has_no_successor() {
+    let mut world = node(Role { ttl: 20 * MINUTE, batch: true, ..Role::default() });
+    world.pod(&PodSpec {
+        mode: Mode::DriverWritten,
+        interval: Some(2 * MINUTE),
+        ..pod(&["database/creds/hour"])
+    });
+    run(&mut world, 6 * HOUR);
+    let logins = world.audit.counts.logins;
+    assert!(logins <= 6 * 60 / 12 + 1, "{logins} logins for a session of 20 minutes");
+    assert!(alive(&world, 0));
+}
+
+/// What was minted in a session that ends before a Mount came for it does not come over to its successor: it
+/// dies there, and says so (I4, which every run checks).
+#[test]
+fn what_waits_for_the_driver_stays_in_its_session() {
+    let mut world = node(Role { ttl: 20 * MINUTE, batch: true, ..Role::default() });
+    for _ in 0..8 {
+        let slow = Some(20 * MINUTE);
+        world.pod(&PodSpec { mode: Mode::DriverWritten, interval: slow, ..pod(&["database/creds/hour"]) });
+    }
+    // The hand-over of the first session waits until its own is due for one.
+    world.fault(MINUTE, Fault::DatabaseDown(true));
+    world.fault(24 * MINUTE, Fault::DatabaseDown(false));
+    run(&mut world, 6 * HOUR);
+    assert!(world.audit.note_count("expired") > 0, "no Mount comes in the life of a session");
+}
+
+/// A login that was refused is not made again because some other pod's token is new: it is made with the one that
+/// ends last.
+#[test]
+fn another_pods_token_repeats_no_login() {
+    let mut world = node(Role { ttl: 20 * MINUTE, max: HOUR, ..Role::default() });
+    world.pod(&PodSpec { token_life: 24 * HOUR, ..pod(&["secret/data/a"]) });
+    for _ in 0..11 {
+        world.pod(&PodSpec { token_life: 10 * MINUTE, ..pod(&["secret/data/a"]) });
+    }
+    world.fault(40 * MINUTE, Fault::ReviewBroken(true));
+    run(&mut world, HOUR);
+    let before = world.audit.counts.logins;
+    run(&mut world, 2 * HOUR);
+    let logins = world.audit.counts.logins - before;
+    assert!(logins <= 60 * 60 / 30, "{logins} logins in an hour of refusals");
+}
+
+/// What an attempt has minted is asked for again when its session is about to end. The session is renewed after all,
+/// and both live on in it.
+#[test]
+fn what_was_given_up_in_a_session_that_lives_on_is_given_back() {
+    let mut world = node(Role::default());
+    world.serve("pki/issue/leased", Engine::Pki { ttl: 6 * HOUR, leased: true });
+    world.pod(&pod(&["pki/issue/leased", "secret/data/a"]));
+    world.fault(Duration::ZERO, Fault::Deleted("secret/data/a".into(), true));
+    run(&mut world, 6 * SECOND);
+    let term =
+        |world: &World| world.node.core.sessions.values().next().and_then(|session| session.term).unwrap();
+    let set = |world: &mut World, term| {
+        world.node.core.sessions.values_mut().for_each(|session| session.term = Some(term));
+    };
+    let granted = term(&world);
+    let ttl = world.now.since(granted.since) + 4 * SECOND;
+    set(&mut world, Term { ttl, ..granted });
+    run(&mut world, 9 * SECOND + Duration::from_millis(900));
+    set(&mut world, granted);
+    assert_eq!(world.audit.counts.mints, 2, "{}", world.trace());
+    run(&mut world, 3 * MINUTE);
+    assert_eq!(world.server.live_leases(world.now).count(), 1, "{}", world.trace());
 }
 
 /// A first mount that fails after it has minted: the kubelet's retries use what is there.

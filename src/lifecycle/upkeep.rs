@@ -3,13 +3,13 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    Lifecycle, Op, SILENCE, TimerKey,
+    Check, Lifecycle, Op, SILENCE, TimerKey,
     backoff::Pace,
     message::{Action, Fetched, Lane, Note, OpId, PlanId, Request},
     mounting::Aim,
     renewal::{Decision, Step, replace_by},
     session::{Session, SessionId},
-    volume::{Mode, Need, Phase, Reason, Volume},
+    volume::{Dependency, Mode, Need, Phase, Reason, Volume},
 };
 use crate::{
     backend::{BackendError, FailureClass, Renewed},
@@ -22,6 +22,8 @@ use crate::{
 const BUSY: Duration = Duration::from_secs(5);
 /// After a jump of time, what is overdue comes back spread over this long.
 const JUMP_SPREAD: Duration = Duration::from_secs(5);
+/// What was not confirmed for so long is read again after a restart.
+const FORGOTTEN: Duration = Duration::from_secs(24 * 3600);
 /// A session older than this that is refused a read may miss a policy that its role has got since.
 const OLD_SESSION: Duration = Duration::from_secs(600);
 
@@ -306,40 +308,27 @@ impl Lifecycle {
             self.delay_dependency(key, id, now + BUSY);
             return;
         }
-        let asked = self.peers(key, id).iter().any(|peer| {
-            peer != key
-                && self
-                    .volumes
-                    .get(peer)
-                    .and_then(|volume| volume.installed.as_ref())
-                    .and_then(|installed| installed.dependencies.get(&id))
-                    .is_some_and(|dependency| dependency.op.is_some())
-        });
-        if asked {
-            self.delay_dependency(key, id, now + BUSY);
-            return;
-        }
         if lane == Lane::Background
             && let Err(until) = self.admit(&address, None, now)
         {
             self.delay_dependency(key, id, until);
             return;
         }
-        let op = self.perform(
-            Op::Check(key.clone(), serial, id, session),
-            lane,
-            Request::Fetch { session, request },
-        );
+        let peers = self.peers(key, id);
+        let check = Check { asker: key.clone(), serial, id, session, peers: peers.clone() };
+        let op = self.perform(Op::Check(check), lane, Request::Fetch { session, request });
         if lane == Lane::Background {
             self.sent(&address, op, now);
         }
-        if let Some(dependency) = self.installed_dependency(key, id) {
-            dependency.op = Some(op);
+        for peer in &peers {
+            if let Some(known) = self.installed_dependency(peer, id) {
+                known.op = Some(op);
+            }
         }
     }
 
-    /// Live volumes, `key` among them, whose value for `id` the same identity may read, in whichever session:
-    /// one answer is everybody's, where the auth method vouches for the ServiceAccount.
+    /// Live volumes, `key` among them, whose value for `id` the same identity may read, in whichever session, and
+    /// does not read now: one answer is everybody's, where the auth method vouches for the ServiceAccount.
     fn peers(&self, key: &VolumeKey, id: DependencyId) -> Vec<VolumeKey> {
         let record = self
             .volumes
@@ -354,11 +343,10 @@ impl Lifecycle {
             .flat_map(|other| &other.users)
             .filter(|peer| {
                 self.volumes.get(*peer).is_some_and(|volume| {
-                    kept_true(volume)
-                        && volume
-                            .installed
-                            .as_ref()
-                            .is_some_and(|installed| installed.dependencies.contains_key(&id))
+                    let installed = volume.installed.as_ref().filter(|_| kept_true(volume));
+                    let known = installed.and_then(|installed| installed.dependencies.get(&id));
+                    let free = |known: &Dependency| known.op.is_none() && !known.has_side_effect();
+                    known.is_some_and(|known| *peer == key || free(known))
                 })
             })
             .cloned()
@@ -370,7 +358,7 @@ impl Lifecycle {
     /// Whose value a check in flight is read for.
     pub(super) fn checked_for(&self, session: SessionId, id: DependencyId) -> Option<Vec<VolumeKey>> {
         self.ops.values().find_map(|op| match op {
-            Op::Check(key, _, of, within) if *of == id && *within == session => Some(self.peers(key, id)),
+            Op::Check(check) if check.id == id && check.session == session => Some(check.peers.clone()),
             _ => None,
         })
     }
@@ -378,72 +366,105 @@ impl Lifecycle {
     pub(super) fn check_answered(
         &mut self,
         op: OpId,
-        (key, serial): (VolumeKey, u64),
-        id: DependencyId,
-        session: SessionId,
+        check: Check,
         result: Result<Fetched, BackendError>,
         now: BootTime,
     ) {
+        let Check { asker, serial, id, session, mut peers } = check;
         let sent = result.as_ref().map(|fetched| Some(fetched.since));
         self.observe(session, op, sent, now);
-        if self.volumes.get(&key).is_none_or(|volume| volume.serial != serial) {
-            return;
-        }
-        let Some(dependency) = self.installed_dependency(&key, id) else { return };
-        if dependency.op != Some(op) {
-            // Of a value that was replaced meanwhile. That the server failed is news for its successor too.
-            if let Err(error) = result {
-                self.check_failed(&key, id, &error, false, now);
-                self.retime_volume(&key, now);
-            }
-            return;
-        }
-        dependency.op = None;
-        let peers = self.peers(&key, id);
+        // Who unmounted, or replaced the value meanwhile, does not wait for it any more.
+        peers.retain(|peer| {
+            let Some(volume) = self.volumes.get_mut(peer) else { return false };
+            let kept = kept_true(volume);
+            let known = volume.installed.as_mut().and_then(|installed| installed.dependencies.get_mut(&id));
+            let known = known.filter(|known| known.op == Some(op));
+            known.map(|known| known.op = None).is_some() && kept
+        });
         match result {
             Ok(fetched) => {
                 if let Some(lease) = &fetched.lease {
                     // It never had one: what it answers now is minted, and read again in an own session.
                     self.owe_lease(session, lease.id.clone(), fetched.since + lease.ttl, now, now);
                 }
-                for peer in peers {
-                    self.compare(op, &peer, id, &fetched, now);
-                    self.retime_volume(&peer, now);
+                let mut confirmed = BTreeSet::new();
+                for peer in &peers {
+                    confirmed.extend(self.compare(op, peer, id, &fetched, *peer == asker, now));
+                    self.retime_volume(peer, now);
+                }
+                for session in confirmed {
+                    self.confirm(session, id, &fetched, now);
                 }
             }
             Err(error) => {
-                if error.class == FailureClass::LeaseGone {
+                let waits = peers.contains(&asker);
+                if waits && error.class == FailureClass::LeaseGone {
                     self.session_lost(session, now);
-                } else if error.class == FailureClass::Denied {
+                } else if waits && error.class == FailureClass::Denied {
                     self.refused_read(session, now);
+                }
+                let successor = self.volumes.get(&asker).is_some_and(|volume| volume.serial == serial);
+                if !waits && successor {
+                    // That the server failed is news for what replaced the value too.
+                    self.check_failed(&asker, id, &error, false, now);
+                    self.retime_volume(&asker, now);
                 }
                 // What the session did wrong another one of the identity may not.
                 let users =
                     self.sessions.get(&session).map(|record| record.users.clone()).unwrap_or_default();
-                for peer in peers.into_iter().filter(|peer| *peer == key || users.contains(peer)) {
-                    self.check_failed(&peer, id, &error, peer == key, now);
-                    self.retime_volume(&peer, now);
+                for peer in &peers {
+                    if *peer == asker || users.contains(peer) {
+                        self.check_failed(peer, id, &error, *peer == asker, now);
+                    }
+                    self.retime_volume(peer, now);
                 }
             }
         }
-        self.retime_volume(&key, now);
     }
 
-    fn compare(&mut self, op: OpId, key: &VolumeKey, id: DependencyId, fetched: &Fetched, now: BootTime) {
+    /// A value was found unchanged. That is on the session's record, once, rather than on the record of every
+    /// volume that shows it.
+    fn confirm(&mut self, session: SessionId, id: DependencyId, fetched: &Fetched, now: BootTime) {
+        let Some(record) = self.sessions.get_mut(&session) else { return };
+        record.confirmed.retain(|_, (since, _)| now.since(*since) < FORGOTTEN);
+        record.confirmed.insert(id, (fetched.since, fetched.digest));
+        self.dirty_sessions.insert(session);
+    }
+
+    /// Takes the answer of a check for one of the volumes it was made for. The session to note it with, where it
+    /// changes nothing.
+    fn compare(
+        &mut self,
+        op: OpId,
+        key: &VolumeKey,
+        id: DependencyId,
+        fetched: &Fetched,
+        asker: bool,
+        now: BootTime,
+    ) -> Option<SessionId> {
         if self.regressed(key, id, fetched.kv_version) {
             self.delay_dependency(key, id, now + BUSY);
-            return;
+            return None;
         }
-        let Some(dependency) = self.installed_dependency(key, id) else { return };
+        let jitter = if asker { u32::try_from(self.jitter.next_u64() % 1001).unwrap_or(0) } else { 0 };
+        let installed = self.volumes.get_mut(key)?.installed.as_mut()?;
+        let session = installed.session;
+        let dependency = installed.dependencies.get_mut(&id)?;
         dependency.backoff.reset();
         dependency.last_error = None;
         dependency.wait_until = None;
         if dependency.digest == fetched.digest && fetched.lease.is_none() && !dependency.stale {
             dependency.since = fetched.since;
+            let lifetimes = (dependency.lifetime, fetched.lifetime);
+            if lifetimes == (None, None) && dependency.kv_version == fetched.kv_version {
+                // Who asked asks first the next time: with one of each volume the earliest would always win.
+                dependency.jitter = jitter;
+                return Some(session);
+            }
             dependency.lifetime = fetched.lifetime;
             dependency.kv_version = fetched.kv_version;
             self.dirty_volumes.insert(key.clone());
-            return;
+            return None;
         }
         let request = dependency.request.clone();
         self.dirty_volumes.insert(key.clone());
@@ -451,11 +472,9 @@ impl Lifecycle {
         // Until the attempt in work has come to its end.
         self.delay_dependency(key, id, now + BUSY);
         if !joins && !self.make_room(key, false, now) {
-            return;
+            return None;
         }
-        let Some(installed) = self.volumes.get(key).and_then(|volume| volume.installed.as_ref()) else {
-            return;
-        };
+        let installed = self.volumes.get(key)?.installed.as_ref()?;
         if !joins {
             let aim = Aim::keep(Reason::Changed, installed, Some(id));
             self.start(key, aim, Vec::new(), now);
@@ -474,6 +493,7 @@ impl Lifecycle {
         }
         self.add_need(key, id, need, now);
         self.advance(key, now);
+        None
     }
 
     pub(super) fn check_failed(

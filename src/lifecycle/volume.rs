@@ -131,8 +131,8 @@ impl Dependency {
             }
             (RefreshPolicy::Periodic, None) => DEFAULT_REFRESH,
         };
-        // A tenth early at most: a node's checks of one minute spread over six seconds.
-        let early = super::backoff::permille(interval, self.jitter / 10);
+        // A twentieth early at most: drawn anew at each check, it spreads a fleet all the same.
+        let early = super::backoff::permille(interval, self.jitter / 20);
         Some(self.since + interval.saturating_sub(early))
     }
 

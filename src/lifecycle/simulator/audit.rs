@@ -153,7 +153,7 @@ pub(crate) fn asked(world: &mut World, op: OpId, lane: Lane, call: &Call) {
     let outage = world.server.weather.outage();
     let what = match world.node.core.ops.get(&op) {
         Some(Op::Need(plan, id, session)) => format!("need {} {id:?} {session:?}", plan.key),
-        Some(Op::Check(key, _, id, session)) => format!("check {key} {id:?} {session:?}"),
+        Some(Op::Check(check)) => format!("check {} {:?} {:?}", check.asker, check.id, check.session),
         Some(Op::RenewLease(_, _, _, lease)) => format!("renew {lease}"),
         Some(Op::RevokeLease(_, lease, _)) => format!("revoke {lease}"),
         // A login with another ServiceAccount token is another request: the fresh one is what was waited for.
