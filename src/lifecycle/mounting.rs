@@ -554,7 +554,20 @@ impl Lifecycle {
         let logged_in =
             self.sessions.get(&session).is_none_or(|record| !matches!(record.state, SessionState::New(_)));
         if wanted.is_empty() && logged_in {
-            if !in_flight {
+            let record = self.sessions.get(&session);
+            let got = attempt.needs.values().filter_map(|need| match need {
+                Need::Got(dependency) => ends_in(dependency, record),
+                Need::Wanted | Need::InFlight(_) | Need::Reuse | Need::Carried => None,
+            });
+            if !in_flight && got.min().is_some_and(|ends| ends <= now) {
+                let error = BackendError {
+                    class: FailureClass::Transient,
+                    message: "a credential, or its session, ended before everything was there".into(),
+                    retry_after: None,
+                    worth_retrying: true,
+                };
+                self.fail(key, error, None, now);
+            } else if !in_flight {
                 self.render(key, plan);
             }
             return;

@@ -733,6 +733,27 @@ fn what_was_given_up_in_a_session_that_lives_on_is_given_back() {
     assert_eq!(world.server.live_leases(world.now).count(), 1, "{}", world.trace());
 }
 
+/// What died with its session while its answer was on the way is asked for again, and not written.
+#[test]
+fn what_died_on_its_way_is_not_written() {
+    let mut world = node(Role::default());
+    world.pod(&pod(&["database/creds/hour"]));
+    world.fault(Duration::ZERO, Fault::Slow(30 * SECOND));
+    let mut after = Duration::ZERO;
+    while world.server.leases.is_empty() {
+        after += SECOND / 10;
+        run(&mut world, after);
+    }
+    let ends = world.now + SECOND / 1000;
+    for session in world.node.core.sessions.values_mut() {
+        session.term = session.term.map(|term| Term { ttl: ends.since(term.since), ..term });
+    }
+    world.server.tokens.values_mut().for_each(|token| token.ends = ends);
+    run(&mut world, after + 5 * MINUTE);
+    assert!(alive(&world, 0), "{}", world.trace());
+    assert_eq!(world.audit.counts.mints, 2);
+}
+
 /// A first mount that fails after it has minted: the kubelet's retries use what is there.
 #[test]
 fn retry_reuses_what_was_minted() {

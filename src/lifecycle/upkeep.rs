@@ -190,6 +190,8 @@ impl Lifecycle {
         let Some(installed) = &volume.installed else { return };
         let address = installed.spec.connection.address.clone();
         let sent = result.as_ref().map(|renewed| Some(renewed.since));
+        let session = self.sessions.get(&installed.session);
+        let ended = session.and_then(Session::ends).is_some_and(|ends| ends <= now);
         self.observe_server(&address, op, sent, now);
         let mut jitter_source = self.jitter.clone();
         let Some(dependency) = self.installed_dependency(&key, id) else { return };
@@ -206,7 +208,8 @@ impl Lifecycle {
                 dependency.backoff.reset();
                 dependency.wait_until = None;
                 dependency.last_error = None;
-                dependency.expiry_noted = false;
+                // It died with its session meanwhile, whatever was granted.
+                dependency.expiry_noted &= ended;
                 Note::Renewed { what, ttl }
             }
             Err(error) => {
