@@ -47,11 +47,8 @@ const TOKEN_LIFE: Duration = HOUR;
 const ARRIVALS: usize = 2;
 /// They come within the time that the recovery takes at the least.
 const ARRIVING: Duration = Duration::from_secs(600);
-/// Nodes that are simulated together, with their share of the server: as many as a core's caches hold.
-const PART: usize = 50;
-/// A part's share is no small server: what chance heaps up in one part, the others leave free. So much is served at
-/// once, in units: what the whole server does in a tenth of a second.
-const EVENED: f64 = CAPACITY / 10.0;
+/// Nodes that are simulated together, with their share of the server: as many as a core's memory holds.
+const PART: usize = 250;
 
 /// A fleet's size and day.
 #[derive(Clone, Copy, Debug)]
@@ -382,8 +379,7 @@ impl Fleet {
         }
     }
 
-    /// One queue, first come first served, with the share's throughput and the whole server's latency; who would wait
-    /// longer than its time-out gives up, unserved.
+    /// One queue, first come first served; who would wait longer than its time-out gives up, unserved.
     fn send(&mut self, site: usize, job: Job) {
         let cost = job.3.cost();
         self.offered.count(&job.3);
@@ -394,9 +390,7 @@ impl Fleet {
             return;
         }
         let timeout = Duration::from_secs(if job.2 == Lane::Foreground { 40 } else { 60 });
-        let free = self.free.max(sent);
-        let evened = (EVENED * 1000.0 / self.shape.capacity) as u64;
-        let start = BootTime::from_millis(free.as_millis().saturating_sub(evened)).max(sent);
+        let start = self.free.max(sent);
         if start.since(sent) > timeout {
             self.push(sent + timeout, Step::Served { site, job, sent, late: true });
             return;
@@ -404,8 +398,8 @@ impl Fleet {
         self.owing += cost * 1000.0 / self.shape.capacity;
         let whole = self.owing.floor();
         self.owing -= whole;
-        self.free = free + Duration::from_millis(whole as u64);
-        let done = start + Duration::from_millis(1 + (cost * 1000.0 / CAPACITY) as u64);
+        self.free = start + Duration::from_millis(whole as u64);
+        let done = self.free.max(sent + Duration::from_millis(1));
         self.push(done, Step::Served { site, job, sent, late: false });
     }
 
@@ -482,13 +476,13 @@ impl Load {
             ("live leases", self.leases as f64, 50_000.0 * scale),
             (
                 "peak second / mean, steady",
-                peak(&self.steady_load) / (self.steady.units / self.steady_seconds),
+                peak(&self.steady_load, scale) / (self.steady.units / self.steady_seconds),
                 2.5,
             ),
             ("outage: requests/s of a node", self.outage_rate, 0.05),
             ("recovery: s", self.recovery_seconds, self.minimum(scale) * 1.3),
             ("recovery: offered / served", self.offered_to_served(), 1.2),
-            ("recovery: peak second / mean", self.recovery_peak(), 2.5),
+            ("recovery: peak second / mean", self.recovery_peak(scale), 2.5),
             ("recovery: new mounts wait, p99 s", self.wait_p99(), 5.0),
         ] {
             let _ = writeln!(text, "{name:<34}{seen:>12.3}{target:>12.3}");
@@ -500,8 +494,8 @@ impl Load {
         self.recovery.units / self.recovered.units
     }
 
-    pub(crate) fn recovery_peak(&self) -> f64 {
-        peak(&self.recovery_load) / (self.recovery.units / self.recovery_seconds)
+    pub(crate) fn recovery_peak(&self, scale: f64) -> f64 {
+        peak(&self.recovery_load, scale) / (self.recovery.units / self.recovery_seconds)
     }
 
     pub(crate) fn wait_p99(&self) -> f64 {
@@ -516,9 +510,15 @@ impl Load {
     }
 }
 
-/// Units of the busiest second.
-fn peak(load: &BTreeMap<u64, f64>) -> f64 {
-    load.values().copied().fold(0.0, f64::max)
+/// Units per second of the busiest second of the whole fleet. A part of it is looked at for as many seconds as
+/// it takes for as many requests: of fewer, chance would make the peak.
+fn peak(load: &BTreeMap<u64, f64>, scale: f64) -> f64 {
+    let window = (1.0 / scale).ceil().max(1.0);
+    let mut windows: BTreeMap<u64, f64> = BTreeMap::new();
+    for (second, units) in load {
+        *windows.entry(second / window as u64).or_default() += units;
+    }
+    windows.into_values().fold(0.0, f64::max) / window
 }
 
 /// A fleet in parts, each with its share of the server: as many at a time as there are cores.
