@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{Request, body::Bytes, header::HOST};
 use hyper_util::rt::TokioIo;
@@ -93,9 +94,8 @@ async fn serve(action: OnChange, children: Children, mut changes: UnboundedRecei
     while changes.recv().await.is_some() {
         tokio::time::sleep(DEBOUNCE).await;
         while changes.try_recv().is_ok() {}
-        for way in &ways {
-            way.insist(&children).await;
-        }
+        // One that fails for long holds up no other.
+        join_all(ways.iter().map(|way| way.insist(&children))).await;
     }
 }
 
