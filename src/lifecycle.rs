@@ -5,9 +5,10 @@
 //! come back. Spurious calls are safe. It reads no clock, makes no request and holds no secret byte, so that
 //! one test runs a node's day in milliseconds.
 //!
-//! - `mounting`: Mount calls and attempts, from the first need to the swap.
-//! - `upkeep`: timers of what is installed: renew, check, replace.
-//! - `sessions`: logins, their sharing, hand-over and revocation.
+//! - `mounting`: Mount calls. `attempts`, `answers`, `installing`: from the first need to the swap.
+//! - `upkeep`, `checks`: timers of what is installed: renew, replace; read again.
+//! - `sessions`, `session_upkeep`, `revoking`: logins and their sharing; hand-over; what is given back.
+//! - `restoring`: what a former process recorded.
 //! - `renewal`, `backoff`, `budget`: the rules, each a small pure thing.
 
 use std::{
@@ -30,14 +31,21 @@ use crate::{
     volume::VolumeKey,
 };
 
+mod answers;
+mod attempts;
 pub mod backoff;
 pub mod budget;
 mod carry;
+mod checks;
+mod installing;
 pub mod message;
 mod mounting;
 pub mod renewal;
+mod restoring;
+mod revoking;
 mod server;
 pub mod session;
+mod session_upkeep;
 mod sessions;
 #[cfg(test)]
 mod simulator;

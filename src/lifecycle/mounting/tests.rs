@@ -7,12 +7,12 @@ use crate::{
     backend::{LeaseTerms, SessionTerms},
     lifecycle::{
         Event, SILENCE,
-        message::{Digest, TokenTimes},
+        message::{Digest, Fetched, OpId, Request, TokenTimes},
     },
     page,
     spec::{
         ApiPath, Connection, FileMode, LoginSpec, Object, ObjectPath, PodIdentity, ProviderName,
-        SecretRequest, TlsSpec,
+        SecretRequest, TlsSpec, VolumeSpec,
         object::{Generator, Output, Part, Source},
     },
 };
