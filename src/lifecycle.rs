@@ -27,8 +27,8 @@ use volume::Volume;
 use crate::{
     backend::{BackendError, FailureClass},
     clock::BootTime,
+    lifecycle::key::VolumeKey,
     spec::{DependencyId, SecretRequest, VolumeSpec},
-    volume::VolumeKey,
 };
 
 mod answers;
@@ -37,7 +37,9 @@ pub mod backoff;
 pub mod budget;
 mod carry;
 mod checks;
+pub mod failure;
 mod installing;
+pub mod key;
 pub mod message;
 mod mounting;
 pub mod renewal;

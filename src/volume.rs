@@ -3,12 +3,15 @@
 
 use std::{
     collections::BTreeSet,
-    fmt,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::Instant,
 };
 
+pub use crate::lifecycle::{
+    failure::{FailureKind, MountFailure},
+    key::VolumeKey,
+};
 pub use journal::{Journal, JournalError};
 pub use report::{DependencyReport, NextReport, VolumeReport};
 pub use worker::Settings;
@@ -32,63 +35,6 @@ mod queue;
 mod report;
 mod specs;
 mod worker;
-
-/// Names a volume: the target path on the host, as the kubelet chose it.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-#[serde(transparent)]
-pub struct VolumeKey(Arc<std::path::Path>);
-
-// By bytes: paths compare component by component, which was half of the core's time, and the kubelet spells
-// a target in one way only.
-impl Ord for VolumeKey {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.as_os_str().cmp(other.0.as_os_str())
-    }
-}
-
-impl PartialOrd for VolumeKey {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for VolumeKey {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.as_os_str() == other.0.as_os_str()
-    }
-}
-
-impl Eq for VolumeKey {}
-
-impl std::hash::Hash for VolumeKey {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.0.as_os_str().hash(state);
-    }
-}
-
-impl VolumeKey {
-    /// A key for `path`, which the edge has checked to be a volume of the kubelet's.
-    pub fn new(path: PathBuf) -> Self {
-        Self(path.components().collect::<PathBuf>().into())
-    }
-
-    /// The target path.
-    pub fn path(&self) -> &std::path::Path {
-        &self.0
-    }
-
-    /// What the pod calls the volume: the kubelet names its folder so.
-    pub fn volume_name(&self) -> &str {
-        let folder = self.0.parent().and_then(std::path::Path::file_name);
-        folder.and_then(std::ffi::OsStr::to_str).unwrap_or_default()
-    }
-}
-
-impl fmt::Display for VolumeKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.display().fmt(f)
-    }
-}
 
 /// A pod's ServiceAccount token with what its own claims say.
 #[derive(Clone, Debug)]
@@ -163,39 +109,6 @@ pub struct MountAnswer {
     pub versions: Vec<(String, String)>,
     /// For the driver to write; empty when we wrote, or when nothing changed.
     pub files: Vec<DriverFile>,
-}
-
-/// Why a Mount failed, as the pod's events show it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct MountFailure {
-    /// Class, for the wire and for metrics.
-    pub kind: FailureKind,
-    /// One line for the person who reads the pod's events.
-    pub message: String,
-}
-
-/// Classes of failed Mounts. The edge maps each to a *final* gRPC code (Unavailable, DeadlineExceeded,
-/// ResourceExhausted, Aborted and Canceled make driver 1.6.0 start the pod on an empty directory).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum FailureKind {
-    /// The SecretProviderClass or the request is wrong: INVALID_ARGUMENT.
-    InvalidArgument,
-    /// Policy or Vault refuses: PERMISSION_DENIED.
-    PermissionDenied,
-    /// Nothing at the path: NOT_FOUND.
-    NotFound,
-    /// The node is not as it must be (no tmpfs, no token for the audience): FAILED_PRECONDITION.
-    FailedPrecondition,
-    /// Everything that may pass: Vault down, out of time, a shutdown, a panic: INTERNAL.
-    Internal,
-}
-
-impl MountFailure {
-    /// A failure of `kind` that says `message`.
-    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
-    }
 }
 
 /// Which volumes a person asks about.

@@ -7,6 +7,7 @@ use super::{
     attempts::ABSENT_TRIES,
     backoff::Backoff,
     budget::MintBudget,
+    key::VolumeKey,
     kv_mount,
     message::{Action, Fetched, OpId, PlanId},
     passes,
@@ -18,7 +19,6 @@ use crate::{
     backend::{BackendError, FailureClass},
     clock::BootTime,
     spec::DependencyId,
-    volume::VolumeKey,
 };
 
 /// A lower KV version seen this often in a row is a restore from a snapshot, not a standby that lags: the

@@ -10,6 +10,8 @@ use super::{
     Lifecycle, Op,
     backoff::Pace,
     carry,
+    failure::{FailureKind, MountFailure},
+    key::VolumeKey,
     message::{Action, CallId, Lane, Note, OpId, PlanId, Request},
     mounting::failure_of,
     on_behalf_of, passes,
@@ -20,7 +22,6 @@ use crate::{
     backend::{BackendError, FailureClass},
     clock::BootTime,
     spec::{DependencyId, VolumeSpec},
-    volume::{FailureKind, MountFailure, VolumeKey},
 };
 
 /// An absent path is asked for this often before the pod's author is told: a standby lags by 76 ms mostly,

@@ -6,6 +6,7 @@ use super::{
     Check, Lifecycle, Op,
     attempts::Aim,
     backoff::Pace,
+    key::VolumeKey,
     message::{Action, Fetched, Lane, Note, OpId, PlanId, Request},
     session::{Session, SessionId},
     upkeep::{BUSY, kept_true},
@@ -15,7 +16,6 @@ use crate::{
     backend::{BackendError, FailureClass},
     clock::BootTime,
     spec::DependencyId,
-    volume::VolumeKey,
 };
 
 /// What was not confirmed for so long is read again after a restart.

@@ -6,14 +6,13 @@ use super::{
     Lifecycle, UNPUBLISH_HOLD,
     attempts::local_failure,
     carry,
+    failure::{FailureKind, MountFailure},
+    key::VolumeKey,
     message::{Action, CallId, Note, PlanId, SwapOutcome},
     session::SessionId,
     volume::{Installed, Mode, Need, Phase, Retired, Volume},
 };
-use crate::{
-    clock::BootTime,
-    volume::{FailureKind, MountFailure, VolumeKey},
-};
+use crate::clock::BootTime;
 
 impl Lifecycle {
     /// The longest overlap of a volume's credentials.

@@ -3,14 +3,13 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use super::{session::SessionId, volume::Mode};
+use super::{failure::MountFailure, key::VolumeKey, session::SessionId, volume::Mode};
 use crate::{
     backend::{BackendError, DataLifetime, LeaseTerms, Renewed, SessionTerms},
     clock::BootTime,
     spec::{
         Connection, DependencyId, LoginSpec, Object, PodIdentity, ProviderName, SecretRequest, VolumeSpec,
     },
-    volume::{MountFailure, VolumeKey},
 };
 
 /// Names one request in flight. On record it says only that there was one: none outlives its process.

@@ -6,6 +6,8 @@ use super::{
     Lifecycle, PATIENCE, RETRY_GRACE,
     attempts::{Aim, ends_in},
     backoff::Pace,
+    failure::{FailureKind, MountFailure},
+    key::VolumeKey,
     message::{Action, CallId, Mount, Note, PlanId},
     session::{Session, SessionId},
     volume::{Attempt, Call, Mode, Need, Phase, Reason, Retired, Volume},
@@ -13,7 +15,6 @@ use super::{
 use crate::{
     backend::{BackendError, FailureClass},
     clock::BootTime,
-    volume::{FailureKind, MountFailure, VolumeKey},
 };
 
 #[cfg(test)]

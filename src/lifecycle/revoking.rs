@@ -3,13 +3,13 @@
 use super::{
     Lifecycle, Op, TimerKey,
     backoff::Pace,
+    key::VolumeKey,
     message::{Action, Lane, Note, Request},
     session::{Owed, SessionId, SessionState},
 };
 use crate::{
     backend::{BackendError, FailureClass},
     clock::BootTime,
-    volume::VolumeKey,
 };
 
 /// Until a Mount says otherwise.

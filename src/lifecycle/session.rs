@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     backoff::Backoff,
+    key::VolumeKey,
     message::{Digest, OpId},
     renewal::Term,
 };
@@ -14,7 +15,6 @@ use crate::{
     backend::{Served, SessionTerms},
     clock::BootTime,
     spec::{Connection, DependencyId, LoginSpec},
-    volume::VolumeKey,
 };
 
 /// Names a session on this node, across restarts.

@@ -6,6 +6,7 @@ use super::{
     LEFTOVER_COUNT, LEFTOVER_LIFE, Lifecycle, Op, SHARED_GRACE, TimerKey,
     attempts::Aim,
     backoff::Pace,
+    key::VolumeKey,
     message::{Lane, Note, Request},
     renewal::{Step, Term, decide, replace_by},
     server::Server,
@@ -16,7 +17,6 @@ use crate::{
     backend::{BackendError, FailureClass, Renewed},
     clock::BootTime,
     spec::DEFAULT_OVERLAP,
-    volume::VolumeKey,
 };
 
 /// How long before a ServiceAccount token ends it is used a last time, if no fresh one came: the kubelet

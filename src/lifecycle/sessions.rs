@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{
     LONG_TTL, Lifecycle, Op,
     backoff::Pace,
+    key::VolumeKey,
     message::{Lane, Note, OpId, Request, TokenTimes},
     renewal::Term,
     session::{Session, SessionId, SessionState},
@@ -13,7 +14,6 @@ use crate::{
     backend::{BackendError, FailureClass, SessionTerms},
     clock::BootTime,
     spec::DEFAULT_OVERLAP,
-    volume::VolumeKey,
 };
 
 impl Lifecycle {

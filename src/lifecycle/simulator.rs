@@ -24,14 +24,17 @@ use super::{
 };
 use crate::{
     clock::BootTime,
-    lifecycle::Event,
+    lifecycle::{
+        Event,
+        failure::{FailureKind, MountFailure},
+        key::VolumeKey,
+    },
     spec::{
         ApiPath, Connection, FileMode, LoginSpec, Object, ObjectPath, PodIdentity, ProviderName,
         SecretRequest, TlsSpec, VolumeSpec,
         object::{Method, Output, Part, Source, TemplateCall, TemplateSource},
         origin::Origin,
     },
-    volume::{FailureKind, MountFailure, VolumeKey},
 };
 
 pub(crate) mod audit;

@@ -6,6 +6,7 @@ use super::{
     Lifecycle, Op, SILENCE, TimerKey,
     attempts::Aim,
     backoff::Pace,
+    key::VolumeKey,
     message::{Lane, Note, OpId, Request},
     renewal::{Decision, Step, replace_by},
     session::{Session, SessionId},
@@ -15,7 +16,6 @@ use crate::{
     backend::{BackendError, FailureClass, Renewed},
     clock::BootTime,
     spec::DependencyId,
-    volume::VolumeKey,
 };
 
 /// How long upkeep waits for other work on the same volume or session.

@@ -13,13 +13,13 @@ use super::{
 };
 use crate::{
     clock::BootTime,
+    lifecycle::key::VolumeKey,
     lifecycle::{
         Op, TimerKey,
         message::{Lane, Mount, Note, OpId},
         session::SessionState,
         volume::{Mode, Need, Phase},
     },
-    volume::VolumeKey,
 };
 
 /// Requests of one node in a minute, whatever happens to it (I7): per pod, and besides.

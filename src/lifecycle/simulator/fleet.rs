@@ -23,6 +23,7 @@ use super::{
 use crate::{
     backend::FailureClass,
     clock::BootTime,
+    lifecycle::key::VolumeKey,
     lifecycle::{
         Op,
         backoff::Jitter,
@@ -31,7 +32,6 @@ use crate::{
         volume::{Mode, Volume},
     },
     spec::{PodIdentity, ProviderName, VolumeSpec},
-    volume::VolumeKey,
 };
 
 /// ServiceAccounts on a node.

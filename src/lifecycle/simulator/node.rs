@@ -13,8 +13,8 @@ use crate::{
         session::{Session, SessionId},
         volume::{Mode, Volume},
     },
+    lifecycle::{failure::MountFailure, key::VolumeKey},
     spec::{DependencyId, Object, VolumeSpec},
-    volume::{MountFailure, VolumeKey},
 };
 
 type Answers = BTreeMap<DependencyId, Value>;
