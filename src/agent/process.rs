@@ -132,14 +132,14 @@ mod tests {
         let program = folder.path().join("lh-told-by-agent");
         fs::copy("/bin/sleep", &program).unwrap();
         let name = "lh-told-by-agent";
-        assert!(matches!(send(name, Signal::SIGHUP), Err(SignalError::Absent { .. })));
+        assert!(matches!(send(name, Signal::SIGUSR1), Err(SignalError::Absent { .. })));
         let mut child = Command::new(&program).arg("60").spawn().unwrap();
         // The new program is there once its name is.
         while !is_named(i32::try_from(child.id()).unwrap(), name) {
             std::thread::yield_now();
         }
         check(name).unwrap();
-        assert_eq!(send(name, Signal::SIGHUP).unwrap(), 1);
-        assert_eq!(child.wait().unwrap().signal(), Some(1));
+        assert_eq!(send(name, Signal::SIGUSR1).unwrap(), 1);
+        assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGUSR1 as i32));
     }
 }
