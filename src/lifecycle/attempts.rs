@@ -52,7 +52,13 @@ impl Aim {
     }
 
     /// What must be asked for, in the installed session or in another one.
-    fn wanted(&self, volume: &Volume, same_session: bool, now: BootTime) -> BTreeSet<DependencyId> {
+    fn wanted(
+        &self,
+        volume: &Volume,
+        sessions: &BTreeMap<SessionId, Session>,
+        same_session: bool,
+        now: BootTime,
+    ) -> BTreeSet<DependencyId> {
         let requests = || self.spec.requests().into_keys();
         let Some(installed) = &volume.installed else { return requests().collect() };
         // A lease dies with the session that made it; a value without one is as good in any.
@@ -64,8 +70,10 @@ impl Aim {
         let mut anew: BTreeSet<DependencyId> = self.anew.into_iter().collect();
         if !(keeps_plan && volume.mode == Mode::ProviderWritten) {
             // Files that are made for the first time never show what is dead already.
-            let is_dead =
-                |id: &DependencyId| installed.dependencies.get(id).is_some_and(|known| dead(known, now));
+            let session = sessions.get(&installed.session);
+            let is_dead = |id: &DependencyId| {
+                installed.dependencies.get(id).is_some_and(|known| dead(known, session, now))
+            };
             anew.extend(requests().filter(|id| !is_held(id) || is_dead(id)));
             return anew;
         }
@@ -102,6 +110,7 @@ impl Lifecycle {
         }
         // What was minted and then had to wait, for space or for a Mount, may have died meanwhile.
         let session = self.sessions.get(&attempt.session);
+        let lives_in = installed.and_then(|installed| self.sessions.get(&installed.session));
         let other_files = matches!(attempt.reason, Reason::Edit | Reason::Repair);
         let mut owed = Vec::new();
         for (id, need) in &mut attempt.needs {
@@ -109,7 +118,7 @@ impl Lifecycle {
                 Need::Got(dependency) => ends_in(dependency, session).is_some_and(|ends| ends <= now + BRIEF),
                 Need::Reuse if other_files => installed
                     .and_then(|installed| installed.dependencies.get(id))
-                    .is_some_and(|known| dead(known, now)),
+                    .is_some_and(|known| dead(known, lives_in, now)),
                 Need::Reuse | Need::Wanted | Need::InFlight(_) | Need::Carried => false,
             };
             if died {
@@ -151,12 +160,12 @@ impl Lifecycle {
     /// Starts work on what is to be installed next. What keeps the installed plan true does not advance yet:
     /// the caller may have an answer for it already.
     pub(super) fn start(&mut self, key: &VolumeKey, aim: Aim, calls: Vec<Call>, now: BootTime) {
-        let wanted = aim.wanted(&self.volumes[key], true, now);
+        let wanted = aim.wanted(&self.volumes[key], &self.sessions, true, now);
         let session = self.choose_session(key, &aim, &wanted);
         let Some(volume) = self.volumes.get_mut(key) else { return };
         let installed = volume.installed.as_ref();
         let same_session = installed.is_some_and(|installed| installed.session == session);
-        let wanted = if same_session { wanted } else { aim.wanted(volume, false, now) };
+        let wanted = if same_session { wanted } else { aim.wanted(volume, &self.sessions, false, now) };
         let need = |id: DependencyId| {
             let known = installed.and_then(|installed| installed.dependencies.get(&id));
             let need = match known {
@@ -557,8 +566,8 @@ impl Lifecycle {
 }
 
 /// Whether what is in the files lives no more.
-pub(super) fn dead(known: &Dependency, now: BootTime) -> bool {
-    known.dies().is_some_and(|ends| ends <= now)
+fn dead(known: &Dependency, session: Option<&Session>, now: BootTime) -> bool {
+    known.lost || ends_in(known, session).is_some_and(|ends| ends <= now)
 }
 
 /// When what was got in `session` ends: a lease ends with it at the latest.
