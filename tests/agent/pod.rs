@@ -53,6 +53,7 @@ pub struct Pod {
     pub identity: cluster::Pod,
     worker: Worker,
     dir: TempDir,
+    _disk: TempDir,
     pub health: u16,
 }
 
@@ -87,15 +88,17 @@ impl Pod {
             fs::create_dir(dir.path().join(folder)).unwrap();
             fs::set_permissions(dir.path().join(folder), fs::Permissions::from_mode(0o755)).unwrap();
         }
-        chown(dir.path().join("disk"), Some(0), Some(GROUP)).unwrap();
-        fs::set_permissions(dir.path().join("disk"), fs::Permissions::from_mode(0o2777)).unwrap();
+        // On some machines /tmp is no disk.
+        let disk = tempfile::tempdir_in("/var/tmp").unwrap();
+        chown(disk.path(), Some(0), Some(GROUP)).unwrap();
+        fs::set_permissions(disk.path(), fs::Permissions::from_mode(0o2777)).unwrap();
         let worker = Worker::new("pod");
-        let root = dir.path().to_owned();
+        let (root, on_disk) = (dir.path().to_owned(), disk.path().to_owned());
         worker
-            .run(move || isolate(&root, processes))
+            .run(move || isolate(&root, &on_disk, processes))
             .unwrap_or_else(|error| panic!("make the pod's namespace: {error}"));
         let identity = cluster::Pod::new("prod", "app-0", "app");
-        let pod = Self { ground, name, proxy, identity, worker, dir, health: free_port() };
+        let pod = Self { ground, name, proxy, identity, worker, dir, _disk: disk, health: free_port() };
         pod.project_token(Duration::from_secs(3600));
         pod
     }
@@ -295,7 +298,7 @@ impl Pod {
     }
 }
 
-fn isolate(root: &Path, processes: Processes) -> io::Result<()> {
+fn isolate(root: &Path, disk: &Path, processes: Processes) -> io::Result<()> {
     let none = None::<&str>;
     if processes == Processes::Own {
         unshare(CloneFlags::CLONE_NEWPID)?;
@@ -309,8 +312,7 @@ fn isolate(root: &Path, processes: Processes) -> io::Result<()> {
         chown(&path, Some(0), Some(GROUP))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o2777))?;
     }
-    let disk = root.join("disk");
-    mount(Some(&disk), &disk, none, MsFlags::MS_BIND, none)?;
+    mount(Some(disk), &root.join("disk"), none, MsFlags::MS_BIND, none)?;
     mount(none, "/", none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY, none)?;
     refuse_system_calls()
 }
