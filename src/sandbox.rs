@@ -4,7 +4,10 @@
 //! Each measure is tried, and one that the kernel does not have is told of in the log and in /readyz rather
 //! than being a reason not to serve: it is a second wall behind the container's own.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use nix::sys::{
     prctl,
@@ -142,6 +145,18 @@ fn forbid_core_dumps(profile: Profile) -> Outcome {
         Ok(detail) => Outcome::On(detail.to_owned()),
         Err(errno) => Outcome::Missing(errno.to_string()),
     }
+}
+
+/// What to grant so that the file at `path` stays readable: one of a ConfigMap or Secret is replaced by a new one
+/// behind a link, so its folder.
+pub fn around(path: &Path) -> impl Iterator<Item = PathBuf> {
+    let linked = fs::canonicalize(path).ok();
+    [Some(path.to_owned()), linked].into_iter().flatten().map(|path| match path.parent() {
+        _ if path.is_dir() => path,
+        Some(parent) if parent.parent().is_some() => parent.to_owned(),
+        // In the root folder: that file only.
+        _ => path,
+    })
 }
 
 fn threads() -> usize {

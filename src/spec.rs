@@ -3,7 +3,7 @@
 //! `parameters` reads SecretProviderClass parameters (compatible with the vault and openbao providers),
 //! `object` one entry of `objects`, `path` the two kinds of path: the file's and the API's.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, path::Path, sync::Arc, time::Duration};
 
 pub use object::{Encoding, Object, SecretRequest};
 pub use path::{ApiPath, ObjectPath, ObjectPathError};
@@ -88,6 +88,13 @@ pub struct TlsSpec {
     pub client_key: Option<String>,
     /// Do not verify the server. Refused unless the operator allows it.
     pub skip_verify: bool,
+}
+
+impl TlsSpec {
+    /// The files that are read, [`Self::ca_directory`] apart.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        [&self.ca_cert, &self.client_cert, &self.client_key].into_iter().flatten().map(Path::new)
+    }
 }
 
 /// Where requests go: everything that selects a connection, and the Vault namespace on it.

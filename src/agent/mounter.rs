@@ -16,7 +16,7 @@ use crate::{
     admin::Readiness,
     backend::vault::VaultBackend,
     spec::{
-        Connection, PodIdentity, ProviderName, TlsSpec, VolumeSpec,
+        Connection, PodIdentity, ProviderName, VolumeSpec,
         agent::{AgentFile, Auth, OnChange},
     },
     volume::{FailureKind, MountCommand, MountFailure, VolumeKey, VolumeManager},
@@ -87,8 +87,7 @@ impl Plan {
 
     /// Files that a login reads.
     pub(super) fn credentials(&self) -> Vec<PathBuf> {
-        let Auth { token, role_id, secret_id, .. } = &self.auth;
-        [Some(token), role_id.as_ref(), secret_id.as_ref()].into_iter().flatten().cloned().collect()
+        self.auth.files().map(Path::to_owned).collect()
     }
 
     /// The server, and how it is known; every folder has the same.
@@ -99,8 +98,7 @@ impl Plan {
     /// Files and folders that TLS reads.
     pub(super) fn tls(&self) -> Vec<PathBuf> {
         let Some(Connection { tls, .. }) = self.connection() else { return Vec::new() };
-        let TlsSpec { ca_cert, ca_directory, client_cert, client_key, .. } = tls;
-        [ca_cert, ca_directory, client_cert, client_key].into_iter().flatten().map(PathBuf::from).collect()
+        tls.files().map(Path::to_owned).chain(tls.ca_directory.as_ref().map(PathBuf::from)).collect()
     }
 }
 

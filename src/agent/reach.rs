@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -13,7 +12,7 @@ use super::{
 use crate::{
     projection::mounts::MountTable,
     sandbox::{self, Grant, Rights, seccomp::Profile},
-    spec::agent::{AgentFile, Auth},
+    spec::agent::AgentFile,
 };
 
 /// What the process is for. What it starts inherits its confinement, so that must fit there.
@@ -32,8 +31,8 @@ pub(super) fn settings(settings: &Settings) -> sandbox::Settings {
         Grant { path: "/proc".into(), rights: Rights::Read },
     ];
     let (Source::Own(named) | Source::VaultAgent(named) | Source::Annotations(named)) = source;
-    let read = inputs.iter().chain([named]).map(PathBuf::as_path).chain(credentials(&file.auth));
-    let read: BTreeSet<PathBuf> = read.flat_map(around).chain(tls(file)).collect();
+    let read = inputs.iter().chain([named]).map(PathBuf::as_path).chain(file.auth.files());
+    let read: BTreeSet<PathBuf> = read.flat_map(sandbox::around).chain(tls(file)).collect();
     grants.extend(read.into_iter().map(|path| Grant { path, rights: Rights::Read }));
     grants.extend(written(file).into_iter().map(|path| Grant { path, rights: Rights::Write }));
     let port = health_addr.as_ref().and_then(|address| address.rsplit_once(':')?.1.parse().ok());
@@ -47,31 +46,11 @@ pub(super) fn settings(settings: &Settings) -> sandbox::Settings {
     }
 }
 
-fn credentials(auth: &Auth) -> impl Iterator<Item = &Path> {
-    let Auth { token, role_id, secret_id, .. } = auth;
-    [Some(token), role_id.as_ref(), secret_id.as_ref()].into_iter().flatten().map(PathBuf::as_path)
-}
-
 /// Every folder of the file has the same connection.
 fn tls(file: &AgentFile) -> Vec<PathBuf> {
     let Some(spec) = file.folders.first().map(|folder| &folder.spec) else { return Vec::new() };
     let tls = &spec.connection.tls;
-    let files = [&tls.ca_cert, &tls.client_cert, &tls.client_key].into_iter().flatten();
-    let files = files.map(Path::new).flat_map(around);
-    files.chain(tls.ca_directory.as_ref().map(PathBuf::from)).collect()
-}
-
-/// A file of a ConfigMap or Secret is replaced by a new one behind a link, so its folder is granted.
-fn around(path: &Path) -> Vec<PathBuf> {
-    let linked = fs::canonicalize(path).ok();
-    let both = [Some(path.to_owned()), linked].into_iter().flatten();
-    let folder = |path: PathBuf| match path.parent() {
-        _ if path.is_dir() => path,
-        Some(parent) if parent.parent().is_some() => parent.to_owned(),
-        // In the root folder: that file only.
-        _ => path,
-    };
-    both.map(folder).collect()
+    tls.files().flat_map(sandbox::around).chain(tls.ca_directory.as_ref().map(PathBuf::from)).collect()
 }
 
 /// Where it writes beside its state.

@@ -2,14 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     path::{Path, PathBuf},
 };
 
 use crate::{
     config::Config,
     kubernetes,
-    sandbox::{Grant, Rights, Settings, seccomp::Profile},
+    sandbox::{self, Grant, Rights, Settings, seccomp::Profile},
     spec::TlsSpec,
 };
 
@@ -43,16 +42,6 @@ pub(super) fn settings(config: &Config) -> Settings {
     }
 }
 
-/// A file of a ConfigMap or Secret is replaced by a new one behind a link, so its folder is granted.
 fn own(tls: &TlsSpec) -> impl Iterator<Item = PathBuf> {
-    let files = [&tls.ca_cert, &tls.client_cert, &tls.client_key].into_iter().flatten();
-    let folders = files.map(PathBuf::from).flat_map(|file| {
-        let linked = fs::canonicalize(&file).ok();
-        [Some(file), linked].into_iter().flatten().map(|file| match file.parent() {
-            Some(parent) if parent.parent().is_some() => parent.to_owned(),
-            // In the root folder: that file only.
-            _ => file,
-        })
-    });
-    folders.chain(tls.ca_directory.as_ref().map(PathBuf::from))
+    tls.files().flat_map(sandbox::around).chain(tls.ca_directory.as_ref().map(PathBuf::from))
 }

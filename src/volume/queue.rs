@@ -134,18 +134,22 @@ mod tests {
         waits
     }
 
+    /// The same where our queue says what is next: of jobs with their lane and namespace, in this order.
+    fn waits_in_turn(jobs: impl Iterator<Item = (Lane, &'static str, &'static str)>) -> Vec<u32> {
+        let queue = std::cell::RefCell::new(FairQueue::new());
+        jobs.for_each(|(lane, namespace, whose)| queue.borrow_mut().push(lane, namespace, whose));
+        waits(
+            || queue.borrow_mut().pop().map(|(place, whose)| (Some(place), whose)),
+            |place| queue.borrow_mut().give_back(&place),
+        )
+    }
+
     #[test]
     fn noisy_neighbour_p99() {
         let mut fifo: VecDeque<&str> = std::iter::repeat_n("noisy", 1000).chain(["quiet"; 20]).collect();
         let without = waits(|| fifo.pop_front().map(|whose| (None, whose)), |_| {});
-        let queue = std::cell::RefCell::new(FairQueue::new());
-        for whose in std::iter::repeat_n("noisy", 1000).chain(["quiet"; 20]) {
-            queue.borrow_mut().push(Lane::Foreground, whose, whose);
-        }
-        let with = waits(
-            || queue.borrow_mut().pop().map(|(place, whose)| (Some(place), whose)),
-            |place| queue.borrow_mut().give_back(&place),
-        );
+        let due = std::iter::repeat_n("noisy", 1000).chain(["quiet"; 20]);
+        let with = waits_in_turn(due.map(|whose| (Lane::Foreground, whose, whose)));
         assert_eq!((without.len(), with.len()), (20, 20));
         let (without, with) = (without.iter().max().expect("20"), with.iter().max().expect("20"));
         assert!(*without >= 160, "in one line the quiet namespace waits for all of the noisy one: {without}");
@@ -158,15 +162,8 @@ mod tests {
         let due = std::iter::repeat_n("upkeep", 1000).chain(["quiet"; 20]);
         let mut fifo: VecDeque<&str> = due.clone().collect();
         let without = waits(|| fifo.pop_front().map(|whose| (None, whose)), |_| {});
-        let queue = std::cell::RefCell::new(FairQueue::new());
-        for whose in due {
-            let lane = if whose == "upkeep" { Lane::Background } else { Lane::Foreground };
-            queue.borrow_mut().push(lane, "prod", whose);
-        }
-        let with = waits(
-            || queue.borrow_mut().pop().map(|(place, whose)| (Some(place), whose)),
-            |place| queue.borrow_mut().give_back(&place),
-        );
+        let lane = |whose| if whose == "upkeep" { Lane::Background } else { Lane::Foreground };
+        let with = waits_in_turn(due.map(|whose| (lane(whose), "prod", whose)));
         assert_eq!((without.len(), with.len()), (20, 20));
         let (without, with) = (without.iter().max().expect("20"), with.iter().max().expect("20"));
         assert!(*without >= 160, "in one line a pod waits for all that is due: {without}");

@@ -1,6 +1,6 @@
 //! How the agent logs in.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{
     Reader,
@@ -74,6 +74,16 @@ pub struct Auth {
     pub wrapping_path: Option<String>,
     /// Whether the secret id's file is removed once read, as Vault Agent does.
     pub remove_secret_id: bool,
+}
+
+impl Auth {
+    /// Files that a login reads.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        [Some(&self.token), self.role_id.as_ref(), self.secret_id.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(PathBuf::as_path)
+    }
 }
 
 impl Reader<'_> {
