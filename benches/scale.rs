@@ -18,7 +18,7 @@ use support::{
     driver::SecretProviderClass,
     kubelet::{Options, Volume},
     process::Process,
-    stage::Stage,
+    stage::{self, Stage},
     tool, until,
 };
 
@@ -173,22 +173,7 @@ async fn prepare(stage: &Stage) {
         "audience": "vault", "token_policies": ["app"], "token_ttl": "1h", "token_max_ttl": "24h",
     });
     stage.bao.write("auth/kubernetes/role/app", any).await;
-    stage.bao.write("sys/mounts/pki", json!({ "type": "pki" })).await;
-    stage
-        .bao
-        .write(
-            "pki/root/generate/internal",
-            json!({ "common_name": "root", "ttl": "24h", "key_type": "ec", "key_bits": 256 }),
-        )
-        .await;
-    let role = json!({
-        "allow_any_name": true, "enforce_hostnames": false, "max_ttl": "12h", "generate_lease": true,
-        "key_type": "ec", "key_bits": 256,
-    });
-    stage.bao.write("pki/roles/web", role).await;
-    let policy = "path \"pki/issue/web\" { capabilities = [\"update\"] }
-        path \"secret/data/app/*\" { capabilities = [\"read\"] }";
-    stage.bao.put_policy("app", policy).await;
+    stage::offer_leased_certificates(&stage.bao).await;
 }
 
 /// Two static values; or a certificate with a lease beside a static value.

@@ -12,7 +12,7 @@ use crate::support::{
     driver::SecretProviderClass,
     kubelet::{Options, Volume},
     proxy::Fault,
-    stage::Stage,
+    stage::{self, Stage},
     until,
 };
 
@@ -104,17 +104,7 @@ async fn rss_budget() {
     const SECRETS: usize = 61;
     let stage = Stage::start_with(Options::default(), |launch| launch.log_level = "warn".into()).await;
     admit_all(&stage).await;
-    stage.bao.write("sys/mounts/pki", json!({ "type": "pki" })).await;
-    let root = json!({ "common_name": "root", "ttl": "24h", "key_type": "ec", "key_bits": 256 });
-    stage.bao.write("pki/root/generate/internal", root).await;
-    let role = json!({
-        "allow_any_name": true, "enforce_hostnames": false, "max_ttl": "12h", "generate_lease": true,
-        "key_type": "ec", "key_bits": 256,
-    });
-    stage.bao.write("pki/roles/web", role).await;
-    let policy = "path \"pki/issue/web\" { capabilities = [\"update\"] }
-        path \"secret/data/app/*\" { capabilities = [\"read\"] }";
-    stage.bao.put_policy("app", policy).await;
+    stage::offer_leased_certificates(&stage.bao).await;
     let certificate = ["certificate", "private_key"].map(|key| {
         format!(
             "- {{objectName: {key}, secretPath: pki/issue/web, method: PUT, secretKey: {key}, secretArgs: \

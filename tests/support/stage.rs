@@ -108,6 +108,21 @@ pub fn class() -> SecretProviderClass {
     SecretProviderClass::new("vault", "app", OBJECTS)
 }
 
+/// Certificates with a lease at pki/issue/web, and a policy that gives the pods of [`configure`] those too.
+pub async fn offer_leased_certificates(bao: &Admin) {
+    bao.write("sys/mounts/pki", json!({ "type": "pki" })).await;
+    let root = json!({ "common_name": "root", "ttl": "24h", "key_type": "ec", "key_bits": 256 });
+    bao.write("pki/root/generate/internal", root).await;
+    let role = json!({
+        "allow_any_name": true, "enforce_hostnames": false, "max_ttl": "12h", "generate_lease": true,
+        "key_type": "ec", "key_bits": 256,
+    });
+    bao.write("pki/roles/web", role).await;
+    let policy = "path \"pki/issue/web\" { capabilities = [\"update\"] }
+        path \"secret/data/app/*\" { capabilities = [\"read\"] }";
+    bao.put_policy("app", policy).await;
+}
+
 /// What an operator sets up: a kubernetes auth mount, a policy, roles, two secrets.
 pub async fn configure(bao: &Admin, cluster: &Cluster) {
     bao.enable_kubernetes_auth("kubernetes", cluster).await;
