@@ -14,6 +14,7 @@ use crate::support::{
     kubelet::{Kubelet, Options},
     leasehold::{Launch, Leasehold},
     node::{Node, Propagation},
+    process::output,
     provider_client::Dial,
     proxy::Proxy,
     stage::{Stage, class, configure},
@@ -127,11 +128,8 @@ async fn the_agents_and_the_nodes_faults_are_told() {
     let state = stage.node.state_dir();
     let binary = crate::support::leasehold::binary();
     let output = stage.node.run(move || {
-        std::process::Command::new(binary)
-            .args(["doctor", "-o", "json", "--state-dir"])
-            .arg(state)
-            .output()
-            .unwrap()
+        let mut doctor = std::process::Command::new(binary);
+        output(doctor.args(["doctor", "-o", "json", "--state-dir"]).arg(state)).unwrap()
     });
     let found = (output.status.code().unwrap(), serde_json::from_slice(&output.stdout).unwrap());
     says(&found, "fail", "agent", "no agent answers");

@@ -32,6 +32,7 @@ use crate::support::{
     node::{Node, Propagation},
     page,
     postgres::Postgres,
+    process::output,
     provider_client::{Dial, ProviderClient},
     proxy::{Fault, Proxy},
     stage::{Stage, class},
@@ -331,7 +332,7 @@ async fn starts() -> String {
         heard += &Leasehold::start_refused(&node, &launch).await.1;
     }
     let nowhere =
-        Command::new(binary()).args(["provider", "--health-addr=nowhere"]).env_clear().output().unwrap();
+        output(Command::new(binary()).args(["provider", "--health-addr=nowhere"]).env_clear()).unwrap();
     heard += &String::from_utf8_lossy(&nowhere.stderr);
     let state = node.state_dir();
     node.run(move || {
@@ -372,7 +373,7 @@ async fn neighbours() -> String {
     knocking
         .args(["--reuid=65532", "--regid=65532", "--clear-groups", "/usr/bin/python3", "-c", knock])
         .arg(&socket);
-    assert!(knocking.status().unwrap().success(), "the connection is closed");
+    assert!(output(&mut knocking).unwrap().status.success(), "the connection is closed");
     let mut second = Launch::new(&stage.proxy.url());
     second.names = vec!["leasehold".to_owned()];
     let second = Leasehold::start_waiting(&stage.node, second);

@@ -19,6 +19,7 @@ use super::{
         leasehold::binary,
         node::Propagation,
         postgres::Postgres,
+        process::output,
         proxy::Fault,
         stage::{Stage, class},
         until,
@@ -32,7 +33,7 @@ const CANARY: &str = "canary-91af-value";
 fn run(stage: &Stage, arguments: &[&str]) -> (i32, String, String) {
     let mut command = Command::new(binary());
     command.args(arguments).arg("--state-dir").arg(stage.node.state_dir()).env_clear();
-    told(stage.node.run(move || command.output().unwrap()))
+    told(stage.node.run(move || output(&mut command).unwrap()))
 }
 
 /// The cells of the line of a pod.
@@ -213,7 +214,7 @@ async fn control_socket_refuses_others_and_bounds_what_it_reads() {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=65532", "--regid=65532", "--clear-groups"]).arg(&program);
         command.arg("ls").arg("--state-dir").arg(folder);
-        told(stage.node.run(move || command.output().unwrap()))
+        told(stage.node.run(move || output(&mut command).unwrap()))
     };
     let open = |path: std::path::PathBuf, mode| {
         stage.node.run(move || fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap());

@@ -13,7 +13,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::{
-    SOON, driver::SecretProviderClass, leasehold::binary, postgres::Postgres, process::Process, stage::Stage,
+    SOON,
+    driver::SecretProviderClass,
+    leasehold::binary,
+    postgres::Postgres,
+    process::{Process, output},
+    stage::Stage,
     temp_dir, tool,
 };
 
@@ -23,7 +28,7 @@ fn converted(arguments: &[&str], name: &str, text: &str) -> String {
     let file = dir.path().join(name);
     fs::write(&file, text).unwrap();
     let Output { status, stdout, stderr } =
-        Command::new(binary()).arg("convert").args(arguments).arg(&file).env_clear().output().unwrap();
+        output(Command::new(binary()).arg("convert").args(arguments).arg(&file).env_clear()).unwrap();
     assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
     String::from_utf8(stdout).unwrap()
 }

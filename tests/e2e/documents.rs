@@ -6,8 +6,8 @@ use std::{fs, path::Path, process::Command};
 use serde_json::Value;
 
 use crate::support::{
-    cluster::Pod, driver::SecretProviderClass, kubelet::Volume, postgres::Postgres, stage::Stage, temp_dir,
-    tool,
+    cluster::Pod, driver::SecretProviderClass, kubelet::Volume, postgres::Postgres, process, stage::Stage,
+    temp_dir, tool,
 };
 
 fn read(path: &str) -> String {
@@ -29,16 +29,17 @@ fn run(stage: &Stage, script: &str) {
         "kubernetes_host={} kubernetes_ca_cert=@ca.pem token_reviewer_jwt=@reviewer disable_local_ca_jwt=true",
         stage.cluster.url()
     );
-    let output = Command::new("sh")
-        .args(["-eu", "-c", &script.replace(here, &there)])
-        .current_dir(dir.path())
-        .env_clear()
-        .env("PATH", format!("{}:/usr/bin:/bin", dir.path().display()))
-        .env("HOME", dir.path())
-        .env("BAO_ADDR", stage.bao.url())
-        .env("BAO_TOKEN", "root")
-        .output()
-        .unwrap();
+    let output = process::output(
+        Command::new("sh")
+            .args(["-eu", "-c", &script.replace(here, &there)])
+            .current_dir(dir.path())
+            .env_clear()
+            .env("PATH", format!("{}:/usr/bin:/bin", dir.path().display()))
+            .env("HOME", dir.path())
+            .env("BAO_ADDR", stage.bao.url())
+            .env("BAO_TOKEN", "root"),
+    )
+    .unwrap();
     let said =
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
     assert!(output.status.success(), "{said}");

@@ -12,6 +12,7 @@ use crate::support::{
     driver::{SecretProviderClass, is_final},
     kubelet::Options,
     node::Propagation,
+    process,
     stage::{OBJECTS, Stage, class},
 };
 
@@ -94,12 +95,9 @@ async fn arguments_are_part_of_a_request_and_raw_endpoints_are_files() {
             io::Write,
             process::{Command, Stdio},
         };
-        let mut child = Command::new("openssl")
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut openssl = Command::new("openssl");
+        openssl.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = process::spawn_with(|| openssl.spawn()).unwrap();
         child.stdin.take().unwrap().write_all(bytes).unwrap();
         String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
     };

@@ -4,7 +4,7 @@ use std::{
     fs,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::ExitStatus,
+    process::{ExitStatus, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use super::{
     SOON, free_port,
     node::{Node, Propagation},
-    process::Process,
+    process::{self, Process},
     until,
 };
 
@@ -138,7 +138,8 @@ impl Leasehold {
         command.args(self.launch.program()).args(arguments);
         command.env_clear().env("PATH", "/usr/bin:/bin").env("LEASEHOLD_STATE_DIR", self.node.state_dir());
         command.envs(self.launch.env.iter().map(|(name, value)| (name, value)));
-        let output = command.output().await.expect("nsenter of util-linux");
+        let child = process::spawn_with(|| command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn());
+        let output = child.expect("nsenter of util-linux").wait_with_output().await.expect("its output");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
     }

@@ -14,7 +14,7 @@ use nix::{
 use tempfile::TempDir;
 
 use super::{
-    process::{Process, Worker},
+    process::{Process, Worker, between_forks},
     require_root, temp_dir,
 };
 
@@ -129,7 +129,7 @@ impl Node {
     /// Unmounts, without any of the flags that would hide a busy mount.
     pub fn unmount(&self, target: &Path) -> io::Result<()> {
         let target = target.to_owned();
-        self.run(move || umount2(&target, MntFlags::empty())).map_err(io::Error::from)
+        self.run(move || between_forks(|| umount2(&target, MntFlags::empty()))).map_err(io::Error::from)
     }
 
     /// Whether something is mounted there: its device is not its parent's, as mount-utils decides.

@@ -18,7 +18,13 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{SOON, bao::Admin, free_port, process::Process, require_root, until};
+use super::{
+    SOON,
+    bao::Admin,
+    free_port,
+    process::{self, Process},
+    require_root, until,
+};
 
 /// The running server; killed when dropped.
 pub struct Postgres {
@@ -37,16 +43,17 @@ impl Postgres {
         let dir = tempfile::Builder::new().prefix("lhpg").tempdir_in("/dev/shm").expect("a folder in memory");
         chown(dir.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("give the folder away");
         let data = dir.path().join("data");
-        let made = Command::new("setpriv")
-            .args(as_postgres())
-            .arg(binary("initdb"))
-            .args(["--no-sync", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"])
-            // A container's /dev/shm may have 64 MiB only.
-            .args(["--wal-segsize=1", "-D"])
-            .arg(&data)
-            .current_dir("/")
-            .output()
-            .expect("run initdb");
+        let made = process::output(
+            Command::new("setpriv")
+                .args(as_postgres())
+                .arg(binary("initdb"))
+                .args(["--no-sync", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"])
+                // A container's /dev/shm may have 64 MiB only.
+                .args(["--wal-segsize=1", "-D"])
+                .arg(&data)
+                .current_dir("/"),
+        )
+        .expect("run initdb");
         assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
         // The operator comes in without a password; every role that the server mints needs its own.
         let rules = "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
@@ -88,13 +95,14 @@ impl Postgres {
 
     /// Runs SQL as `user`, through the password that a pod would read from its file.
     pub fn psql(&self, user: &str, password: &str, sql: &str) -> Result<String, String> {
-        let output = Command::new(binary("psql"))
-            .args(["-X", "-A", "-t", "-q", "-h", "127.0.0.1", "-U", user, "-d", "postgres", "-c", sql])
-            .args(["-p", &self.port.to_string()])
-            .env("PGPASSWORD", password)
-            .env("PGCONNECT_TIMEOUT", "5")
-            .output()
-            .map_err(|error| error.to_string())?;
+        let output = process::output(
+            Command::new(binary("psql"))
+                .args(["-X", "-A", "-t", "-q", "-h", "127.0.0.1", "-U", user, "-d", "postgres", "-c", sql])
+                .args(["-p", &self.port.to_string()])
+                .env("PGPASSWORD", password)
+                .env("PGCONNECT_TIMEOUT", "5"),
+        )
+        .map_err(|error| error.to_string())?;
         if output.status.success() {
             Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
         } else {

@@ -3,8 +3,8 @@
 use std::{
     ffi::OsStr,
     io::{self, BufRead as _, BufReader, Read},
-    process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex, OnceLock, mpsc},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -17,6 +17,28 @@ use nix::{
 use super::until;
 
 type Job = Box<dyn FnOnce() + Send>;
+
+/// Between fork and exec a child holds what this process had open, in another test's volume too: an unmount in that
+/// moment is refused, and nobody under test is to blame.
+static FORKING: RwLock<()> = RwLock::new(());
+
+/// Starts a program in whichever way.
+pub fn spawn_with<T>(spawn: impl FnOnce() -> T) -> T {
+    let _forking = FORKING.read().unwrap_or_else(PoisonError::into_inner);
+    spawn()
+}
+
+/// Runs a program to its end.
+pub fn output(command: &mut Command) -> io::Result<Output> {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    spawn_with(|| command.spawn())?.wait_with_output()
+}
+
+/// Does `work` while no child is between fork and exec.
+pub fn between_forks<T>(work: impl FnOnce() -> T) -> T {
+    let _none = FORKING.write().unwrap_or_else(PoisonError::into_inner);
+    work()
+}
 
 /// A thread that runs closures one after another and lives until it is dropped.
 ///
@@ -89,7 +111,7 @@ impl Process {
         command.args(["--pdeathsig", "KILL"]).args(wrapper).arg("--").arg(program.as_ref());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         configure(&mut command);
-        let spawned: io::Result<Child> = worker.run(move || command.spawn());
+        let spawned: io::Result<Child> = worker.run(move || spawn_with(|| command.spawn()));
         let mut child = spawned.unwrap_or_else(|error| panic!("start {name} through setpriv: {error}"));
         let log = Arc::new(Mutex::new(String::new()));
         collect(child.stdout.take().expect("a piped stdout"), Arc::clone(&log));
