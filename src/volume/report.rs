@@ -1,6 +1,6 @@
 //! What `leasehold ls` shows: every volume of the node, its objects, lives and next actions; never a value.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -73,12 +73,10 @@ pub struct NextReport {
     pub what: String,
 }
 
-pub(super) fn report(core: &Lifecycle, kubelet_root: Option<&Path>, now: BootTime) -> Vec<VolumeReport> {
+pub(super) fn report(core: &Lifecycle, unmanaged: &BTreeSet<VolumeKey>, now: BootTime) -> Vec<VolumeReport> {
     let mut reports: Vec<VolumeReport> =
         core.volumes().iter().map(|(key, volume)| managed(core, key, volume, now)).collect();
-    let Some(kubelet_root) = kubelet_root else { return reports };
-    let table = MountTable::read();
-    let unmanaged = table.iter().flat_map(|table| unmanaged(core, table, kubelet_root));
+    let unmanaged = unmanaged.iter().filter(|key| !core.volumes().contains_key(key));
     reports.extend(unmanaged.map(|key| VolumeReport {
         target: key.to_string(),
         mode: "unmanaged".into(),
@@ -88,17 +86,15 @@ pub(super) fn report(core: &Lifecycle, kubelet_root: Option<&Path>, now: BootTim
     reports
 }
 
-/// Volumes with a content of ours that no record tells of: left alone until their next Mount.
-pub(super) fn unmanaged<'a>(
-    core: &'a Lifecycle,
-    table: &'a MountTable,
-    kubelet_root: &'a Path,
-) -> impl Iterator<Item = VolumeKey> + 'a {
+/// Volumes with a content as ours that no record tells of: left alone until their next Mount. Each is opened, and may
+/// be another provider's, so this is for the start alone.
+pub(super) fn unmanaged(core: &Lifecycle, table: &MountTable, kubelet_root: &Path) -> BTreeSet<VolumeKey> {
     table
         .kubelet_volumes(kubelet_root)
         .map(|entry| VolumeKey::new(entry.mount_point.clone()))
         .filter(|key| !core.volumes().contains_key(key))
         .filter(|key| writer::inspect(key.path()).is_ok_and(|found| found.data.is_some()))
+        .collect()
 }
 
 /// In which state a volume is, as `ls` and the metrics name it.

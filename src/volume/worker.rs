@@ -2,7 +2,7 @@
 //! order, and keeps the record one step ahead of them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
@@ -38,7 +38,7 @@ use crate::{
     },
     metrics::Metrics,
     projection::{
-        mounts::MountWatch,
+        mounts::{MountTable, MountWatch},
         target::{self, MountIdentity},
     },
     render::DigestKey,
@@ -107,8 +107,8 @@ pub(super) struct Worker<B> {
     look_at: Instant,
     /// How long the last look took.
     look_cost: Duration,
-    /// Found at the last look; some may be managed since.
-    unmanaged: Vec<VolumeKey>,
+    /// Found at the start, or given up since; some may be managed by now.
+    unmanaged: BTreeSet<VolumeKey>,
     /// When the gauges are due.
     gauges_at: Option<Instant>,
 }
@@ -151,7 +151,7 @@ impl<B: SecretBackend> Worker<B> {
             // What was mounted before us is found by the first look.
             look_at: Instant::now(),
             look_cost: Duration::ZERO,
-            unmanaged: Vec::new(),
+            unmanaged: BTreeSet::new(),
             gauges_at: Some(Instant::now()),
         };
         worker.restore();
@@ -212,6 +212,9 @@ impl<B: SecretBackend> Worker<B> {
             self.feed(Event::Unmounted(key));
         }
         self.settle();
+        if let Some((root, table)) = self.targets.kubelet_root().zip(MountTable::read().ok()) {
+            self.unmanaged = report::unmanaged(&self.core, &table, root);
+        }
         if count != (0, 0) {
             info!(volumes = count.0, sessions = count.1, "taken up from the journal");
         }
@@ -294,8 +297,7 @@ impl<B: SecretBackend> Worker<B> {
                 self.guard("the release", None, |worker| worker.core.release(now));
             }
             Command::List(reply) => {
-                let root = self.targets.kubelet_root();
-                let _ = reply.send(report::report(&self.core, root, boot_now()));
+                let _ = reply.send(report::report(&self.core, &self.unmanaged, boot_now()));
             }
             Command::Ping(reply) => {
                 let _ = reply.send(());
@@ -446,6 +448,7 @@ impl<B: SecretBackend> Worker<B> {
                 if catch_unwind(AssertUnwindSafe(|| self.core.quarantine(&key, now))).is_err() {
                     error!(volume = %key, "a defect in leasehold: giving the volume up failed too");
                 }
+                self.unmanaged.insert(key);
             }
             None => error!(doing, "a defect in leasehold"),
         }

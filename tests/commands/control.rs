@@ -3,12 +3,16 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    os::unix::{fs::PermissionsExt as _, net::UnixListener},
+    os::unix::{
+        fs::{PermissionsExt as _, symlink},
+        net::UnixListener,
+    },
     process::Command,
     sync::Arc,
     time::Duration,
 };
 
+use notify::{RecursiveMode, Watcher as _};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -116,6 +120,40 @@ async fn ls_shows_every_volume_and_never_a_value() {
     stage.leasehold.ended(SOON).await;
     let socket = stage.node.state_dir().join("control.sock");
     assert!(!stage.node.run(move || socket.exists()), "it is removed at the end");
+}
+
+/// A volume of another provider may be unmounted at any moment, and a descriptor of ours would be in the way: it is
+/// not opened when other mounts come and go.
+#[tokio::test]
+async fn other_providers_volumes_are_left_alone() {
+    let stage = Stage::start().await;
+    let theirs = stage.kubelet.target(&stage.volume().named("theirs"));
+    let foreign = theirs.clone();
+    stage.node.create_dir(&foreign).unwrap();
+    stage.node.mount_tmpfs(&foreign).unwrap();
+    let (sender, opened) = std::sync::mpsc::channel();
+    let watch = stage.node.run(move || {
+        let version = "..2026_01_01_00_00_00.123456789";
+        fs::create_dir(foreign.join(version)).unwrap();
+        symlink(version, foreign.join("..data")).unwrap();
+        let mut watch = notify::recommended_watcher(sender).unwrap();
+        watch.watch(&foreign, RecursiveMode::NonRecursive).unwrap();
+        watch
+    });
+
+    stage.bao.put_secret("app/db", json!({"username": "u", "password": CANARY})).await;
+    let volume = stage.volume();
+    stage.mount(&volume, &class()).await;
+    stage.kubelet.unpublish(&volume).unwrap();
+    until("the unmount is seen", SOON, async || {
+        run(&stage, &["ls"]).1.lines().all(|line| !line.starts_with("prod/")).then_some(())
+    })
+    .await;
+    let events: Vec<_> = opened.try_iter().map(|event| event.unwrap().kind).collect();
+    assert_eq!(events, []);
+    drop(stage.node.list(&theirs));
+    until("the watch sees what opens it", SOON, async || opened.try_recv().ok()).await.unwrap();
+    drop(watch);
 }
 
 /// A lease has a bar and a gauge, and both go with it.

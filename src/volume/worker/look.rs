@@ -9,7 +9,7 @@ use crate::{
     backend::SecretBackend,
     lifecycle::{Event, volume::Mode},
     projection::mounts::{MountTable, MountWatch},
-    volume::{FailureKind, MountFailure, VolumeKey, report},
+    volume::{FailureKind, MountFailure, VolumeKey},
 };
 
 /// How often it is looked whether a pod whose mount failed is still there.
@@ -97,7 +97,8 @@ impl<B: SecretBackend> Worker<B> {
                 gone.push(key.clone());
             }
         }
-        self.unmanaged = report::unmanaged(&self.core, &table, root).collect();
+        self.unmanaged
+            .retain(|key| topmost.get(key.path().as_os_str()).is_some_and(|entry| entry.is_tmpfs()));
         self.gauges_at.get_or_insert_with(|| Instant::now() + GAUGES);
         for key in gone {
             self.feed(Event::Unmounted(key));
