@@ -311,7 +311,8 @@ impl Lifecycle {
             }
             return;
         }
-        let ends = installed_ends(volume);
+        let lives_in = volume.installed.as_ref().and_then(|installed| self.sessions.get(&installed.session));
+        let ends = installed_ends(volume, lives_in);
         let Some(record) = self.sessions.get(&session) else { return };
         let address = record.identity.connection.address.clone();
         match record.state {
@@ -576,14 +577,10 @@ pub(super) fn ends_in(dependency: &Dependency, session: Option<&Session>) -> Opt
     dependency.ends().into_iter().chain(session).min()
 }
 
-/// When the first of a volume's credentials ends.
-fn installed_ends(volume: &Volume) -> Option<BootTime> {
-    volume
-        .installed
-        .iter()
-        .flat_map(|installed| installed.dependencies.values())
-        .filter_map(|known| known.ends())
-        .min()
+/// When the first of a volume's credentials ends. `session`: the one they live in.
+fn installed_ends(volume: &Volume, session: Option<&Session>) -> Option<BootTime> {
+    let installed = volume.installed.iter().flat_map(|installed| installed.dependencies.values());
+    installed.filter_map(|known| ends_in(known, session)).min()
 }
 
 fn identity_of(volume: &Volume, spec: &VolumeSpec) -> Identity {

@@ -42,7 +42,8 @@ impl Lifecycle {
             return;
         }
         if !record.can_ask(now) {
-            self.delay_dependency(key, id, now + BUSY);
+            let until = self.after_busy(&address, now);
+            self.delay_dependency(key, id, until);
             return;
         }
         if lane == Lane::Background

@@ -27,7 +27,9 @@ impl Lifecycle {
         if let Some(attempt) = self.volumes.get_mut(key).and_then(|volume| volume.attempt.as_mut()) {
             attempt.phase = Phase::Rendering;
             let (spec, _) = carry::split(&attempt.spec, &attempt.needs);
-            self.actions.push_back(Action::Render(plan, spec));
+            let got =
+                attempt.needs.iter().filter(|(_, need)| matches!(need, Need::Got(_))).map(|(id, _)| *id);
+            self.actions.push_back(Action::Render(plan, spec, got.collect()));
         }
     }
 

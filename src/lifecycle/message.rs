@@ -195,8 +195,9 @@ pub enum Action {
     Perform(OpId, Lane, Request),
     /// Copy the answer of a read to a plan's values; valid only while its event is handled.
     Supply(OpId, PlanId, DependencyId),
-    /// Render a plan from the values held for the volume and those supplied to the plan.
-    Render(PlanId, Arc<VolumeSpec>),
+    /// Render a plan from the values held for the volume and, over them, those supplied to the plan for these
+    /// dependencies. What else was supplied was given up since: it is neither rendered nor kept.
+    Render(PlanId, Arc<VolumeSpec>, Vec<DependencyId>),
     /// Write what was rendered.
     Swap {
         /// Which plan.

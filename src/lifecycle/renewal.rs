@@ -81,16 +81,19 @@ pub fn decide(term: Term, overlap: Duration) -> Option<Decision> {
         return None;
     }
     let limit = replace_by(term, overlap);
+    // An outage of a third of its life is survived, with a little to spare for finding its end; spread.
+    let before_last_third = term.since + permille(term.ttl, 600 + term.jitter * 50 / 1000);
     Some(if !term.renewable {
-        // Like a certificate: two thirds in, spread, so that an outage of a third of its life is survived.
-        let spread = permille(term.ttl, 620 + term.jitter * 60 / 1000);
-        Decision { step: Step::Replace, at: limit.min(term.since + spread), why: "cannot be renewed" }
+        Decision { step: Step::Replace, at: limit.min(before_last_third), why: "cannot be renewed" }
     } else if term.shrunk() {
         let spread = permille(term.ttl, 300 + term.jitter * 150 / 1000);
         Decision { step: Step::Replace, at: limit.min(term.since + spread), why: "its maximum TTL is near" }
     } else {
-        let spread = permille(term.ttl, 600 + term.jitter * 100 / 1000);
-        Decision { step: Step::Renew, at: limit.min(term.since + spread), why: "two thirds of its TTL" }
+        Decision {
+            step: Step::Renew,
+            at: limit.min(before_last_third),
+            why: "before the last third of its TTL",
+        }
     })
 }
 
@@ -132,10 +135,15 @@ mod tests {
     fn each_kind_of_lifetime_has_its_rule() {
         let overlap = Duration::from_secs(30);
         for (name, term, step, after) in [
-            ("a lease in its prime is renewed at two thirds", term(3600, 3600, true), Step::Renew, 2340),
-            ("a lease that cannot be renewed is replaced", term(3600, 3600, false), Step::Replace, 2340),
+            (
+                "a lease in its prime is renewed before the last third",
+                term(3600, 3600, true),
+                Step::Renew,
+                2250,
+            ),
+            ("a lease that cannot be renewed is replaced", term(3600, 3600, false), Step::Replace, 2250),
             ("a shrunk lease is replaced, early in what is left", term(2000, 3600, true), Step::Replace, 750),
-            ("a small loss to latency is no shrink", term(3500, 3600, true), Step::Renew, 2275),
+            ("a small loss to latency is no shrink", term(3500, 3600, true), Step::Renew, 2187),
             ("the overlap bounds a short life", term(60, 60, false), Step::Replace, 30),
             ("a very short life still gets half of it", term(8, 10, true), Step::Replace, 3),
         ] {
@@ -153,7 +161,7 @@ mod tests {
         let zero = at(DataLifetime::Rotates { ttl: Duration::ZERO });
         assert_eq!((zero.step, zero.at.as_millis()), (Step::Check, 500));
         let certificate = at(DataLifetime::Expires { ttl: Duration::from_secs(86_400) });
-        assert_eq!((certificate.step, certificate.at.as_millis() / 1000), (Step::Replace, 53_568));
+        assert_eq!((certificate.step, certificate.at.as_millis() / 1000), (Step::Replace, 51_840));
         let expired = at(DataLifetime::Expires { ttl: Duration::ZERO });
         assert_eq!(
             (expired.step, expired.at.as_millis()),

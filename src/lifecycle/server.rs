@@ -11,6 +11,7 @@ use super::{
     backoff::{Backoff, Pace},
     message::OpId,
     session::SessionId,
+    upkeep::BUSY,
 };
 use crate::{
     backend::{BackendError, FailureClass},
@@ -20,11 +21,16 @@ use crate::{
 /// Failures in a row, of any request, after which a server counts as out: one broken path alone, beside
 /// others that work, never does.
 const OUT_AFTER: u32 = 3;
-/// While a server is out, upkeep that is due comes back spread over so long.
+/// While a server is out, upkeep that is due comes back spread over so long, and longer the longer it is out: all
+/// that comes back is due, and one request is enough to find out.
 const SPREAD: Duration = Duration::from_secs(20);
+const WIDEST_SPREAD: Duration = Duration::from_secs(120);
 /// What dies before a server that is out is looked at again asks once more within so long of its end: the server
 /// may be back since.
 const LAST_CALL: Duration = Duration::from_secs(10);
+/// What dies within so long does not wait for its turn once the server is back: of what was granted at different
+/// times no more dies in a minute than is renewed in one.
+const LAST_MINUTE: Duration = Duration::from_secs(60);
 /// A paced request that has to wait looks again within so many intervals: there are many of them.
 const TURNS: u32 = 4;
 
@@ -79,6 +85,11 @@ impl Server {
     pub(super) const fn is_out(&self) -> bool {
         self.closed_until.is_some()
     }
+
+    fn spread(&self, now: BootTime) -> Duration {
+        let out = self.since.map_or(Duration::ZERO, |since| since.until(now));
+        (out / 20).clamp(SPREAD, WIDEST_SPREAD)
+    }
 }
 
 impl Lifecycle {
@@ -102,14 +113,33 @@ impl Lifecycle {
                 if now >= until && !probing {
                     return Ok(());
                 }
-                (until.max(now), SPREAD)
+                (until.max(now), server.spread(now))
             }
-            (None, Some(pacing)) if now < pacing.next => (pacing.next, pacing.interval * TURNS),
+            (None, Some(pacing))
+                if now < pacing.next
+                    && ends.is_none_or(|ends| ends <= now || now.until(ends) > LAST_MINUTE) =>
+            {
+                (pacing.next, pacing.interval * TURNS)
+            }
             (None, _) => return Ok(()),
         };
-        // Those who wait come back spread out, not together; what dies soon does not wait for its turn.
-        let spread = ends.map_or(spread, |ends| (from.until(ends) / 3).clamp(spread / 20, spread));
-        Err(from + self.jitter.between(spread / 20, spread))
+        // Those who wait come back spread out, not together; what dies soon comes back before it does.
+        let least = spread.min(SPREAD) / 20;
+        let spread = ends.map_or(spread, |ends| (from.until(ends) / 3).clamp(least, spread));
+        let until = from + self.jitter.between(least, spread);
+        let last = ends.map(|ends| now + now.until(ends).saturating_sub(LAST_MINUTE)).filter(|at| now < *at);
+        Err(last.map_or(until, |at| until.min(at)))
+    }
+
+    /// When upkeep that waits for other work on the same volume or session looks again: in an outage that work
+    /// comes to no end either.
+    pub(super) fn after_busy(&mut self, address: &str, now: BootTime) -> BootTime {
+        let out =
+            self.servers.get(address).and_then(|server| Some((server.closed_until?, server.spread(now))));
+        match out {
+            Some((until, spread)) => until.max(now) + self.jitter.between(BUSY, spread),
+            None => now + BUSY,
+        }
     }
 
     /// Notes that upkeep's request `op` was made: it may find out whether a server is back, and the next one
@@ -194,6 +224,24 @@ impl Lifecycle {
         }
         if server.pacing.is_none_or(|pacing| pacing.interval < FASTEST) {
             self.servers.remove(address);
+        }
+        if was_out {
+            self.forgive(address);
+        }
+    }
+
+    /// What failed while the whole server was out says nothing of what was asked for: it is asked for again, before
+    /// it is replaced for having failed.
+    fn forgive(&mut self, address: &str) {
+        let sessions = self.sessions.values_mut();
+        for session in sessions.filter(|session| session.identity.connection.address == address) {
+            session.backoff.reset();
+        }
+        let installed = self.volumes.values_mut().filter_map(|volume| volume.installed.as_mut());
+        for installed in installed.filter(|installed| installed.spec.connection.address == address) {
+            for dependency in installed.dependencies.values_mut() {
+                dependency.backoff.reset();
+            }
         }
     }
 }

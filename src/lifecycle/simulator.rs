@@ -18,7 +18,7 @@ use server::{AccountToken, Call, Endpoint, Engine, Outcome, Role, Server};
 use super::{
     Op,
     backoff::Jitter,
-    message::{CallId, Lane, Mount, OpId},
+    message::{CallId, Fetched, Lane, Mount, OpId},
     session::SessionId,
     volume::Mode,
 };
@@ -373,15 +373,20 @@ impl World {
                     _ => true,
                 };
                 self.audit.ended(op, heard && outcome.error().is_some(), self.now);
-                let granted = match &outcome {
-                    Outcome::LoggedIn(Ok((_, _, token))) => Some(*token),
-                    _ => None,
-                };
+                let granted = outcome.clone();
                 self.node.ended(op, session, outcome, self.now);
-                // Killed between the answer and the record of it: one lease-free token for each kill cannot be
-                // given back by anybody.
-                if let Some(token) = granted.filter(|token| self.node.dead && !self.node.recorded(*token)) {
-                    self.server.forsake(token);
+                // Killed between the answer and the record of it: for each kill one lease-free token cannot be given
+                // back by anybody, or one lease before its session is.
+                match granted {
+                    Outcome::LoggedIn(Ok((_, _, token))) if self.node.dead && !self.node.recorded(token) => {
+                        self.server.forsake(token);
+                    }
+                    Outcome::Fetched(Ok((Fetched { lease: Some(lease), .. }, _)))
+                        if self.node.dead && !self.node.recorded_lease(&lease.id) =>
+                    {
+                        self.server.forsake_lease(&lease.id);
+                    }
+                    _ => {}
                 }
             }
             Happening::Kubelet(pod, turn) => {

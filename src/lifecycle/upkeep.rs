@@ -27,9 +27,11 @@ const JUMP_SPREAD: Duration = Duration::from_secs(5);
 impl Lifecycle {
     /// Does what is due for a volume, and sets its timer anew.
     pub(super) fn volume_due(&mut self, key: &VolumeKey, now: BootTime) {
-        self.set_timer(TimerKey::Volume(key.clone()), None);
         self.answer_overdue(key, now);
-        let Some(volume) = self.volumes.get_mut(key) else { return };
+        let Some(volume) = self.volumes.get_mut(key) else {
+            self.set_timer(TimerKey::Volume(key.clone()), None);
+            return;
+        };
         if !volume.is_live() && volume.grace_until.is_some_and(|until| until <= now) {
             self.forget_volume(key, now);
             return;
@@ -134,7 +136,10 @@ impl Lifecycle {
         match decision.step {
             // An attempt that fails for long, such as an edit that names nothing, must not let a lease die.
             Step::Renew if !overdue => self.renew_lease(key, id, session, &address, now),
-            _ if working => self.delay_dependency(key, id, now + BUSY),
+            _ if working => {
+                let until = self.after_busy(&address, now);
+                self.delay_dependency(key, id, until);
+            }
             Step::Renew => self.replace(key, id, "renewing it kept failing", now),
             Step::Replace => self.replace(key, id, decision.why, now),
             Step::Check => self.check(key, id, Lane::Background, now),
@@ -150,7 +155,8 @@ impl Lifecycle {
         now: BootTime,
     ) {
         if !self.sessions.get(&session).is_some_and(|record| record.can_ask(now)) {
-            self.delay_dependency(key, id, now + BUSY);
+            let until = self.after_busy(address, now);
+            self.delay_dependency(key, id, until);
             return;
         }
         let Some(volume) = self.volumes.get(key) else { return };
@@ -252,6 +258,7 @@ impl Lifecycle {
             return;
         }
         let why = format!("{} ({why})", dependency.request.path);
+        let address = installed.spec.connection.address.clone();
         let parked = self.parked_upkeep(key);
         let joins = parked.is_some();
         // The attempt may be about it.
@@ -259,7 +266,8 @@ impl Lifecycle {
             !matches!(attempt.needs.get(&id), Some(Need::Reuse | Need::Carried) | None)
         });
         if waits || (!joins && !self.make_room(key, true, now)) {
-            self.delay_dependency(key, id, now + BUSY);
+            let until = self.after_busy(&address, now);
+            self.delay_dependency(key, id, until);
             return;
         }
         let Some(volume) = self.volumes.get(key) else { return };

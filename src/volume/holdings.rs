@@ -53,10 +53,12 @@ impl Holdings {
         }
     }
 
-    /// The read set of a plan: its own answers over those held for the volume.
-    pub(super) fn read_set(&self, plan: &PlanId) -> BTreeMap<DependencyId, Secret> {
+    /// The read set of a plan: its own answers to `got` over those held for the volume. Other answers that it holds
+    /// were given up, and go.
+    pub(super) fn read_set(&mut self, plan: &PlanId, got: &[DependencyId]) -> BTreeMap<DependencyId, Secret> {
         let mut values = self.values.get(&plan.key).cloned().unwrap_or_default();
-        if let Some(held) = self.plans.get(plan) {
+        if let Some(held) = self.plans.get_mut(plan) {
+            held.values.retain(|id, _| got.contains(id));
             values.extend(held.values.iter().map(|(id, secret)| (*id, secret.clone())));
         }
         values
@@ -79,5 +81,30 @@ impl Holdings {
         self.tokens.remove(key);
         self.values.remove(key);
         self.plans.retain(|plan, _| plan.key != *key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::BootTime,
+        spec::{ApiPath, SecretRequest},
+    };
+
+    /// A credential that died before it could be written: its plan then goes on with the one that is held.
+    #[test]
+    fn what_was_given_up_is_neither_rendered_nor_kept() {
+        let at = BootTime::from_millis;
+        let id = SecretRequest::read(ApiPath::parse("database/creds/app").expect("a path")).id();
+        let plan = PlanId { key: VolumeKey::new("/p".into()), serial: 1, plan: 2 };
+        let mut holdings = Holdings::default();
+        holdings.values.entry(plan.key.clone()).or_default().insert(id, Secret::absent(at(1)));
+        holdings.answer = Some((OpId(7), Secret::absent(at(2))));
+        holdings.supply(OpId(7), plan.clone(), id);
+        assert_eq!(holdings.read_set(&plan, &[id])[&id].since, at(2));
+        assert_eq!(holdings.read_set(&plan, &[])[&id].since, at(1));
+        holdings.keep(&plan, &[id]);
+        assert_eq!(holdings.values[&plan.key][&id].since, at(1));
     }
 }

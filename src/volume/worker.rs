@@ -496,7 +496,7 @@ impl<B: SecretBackend> Worker<B> {
                 self.queue.push(lane, &namespace, (op, job, operation));
             }
             Action::Supply(op, plan, dependency) => self.holdings.supply(op, plan, dependency),
-            Action::Render(plan, spec) => self.render(plan, spec),
+            Action::Render(plan, spec, got) => self.render(plan, spec, &got),
             Action::Swap { plan, previous, unchanged, callers, carried } => {
                 let outcome = self.swap(&plan, previous.as_deref(), unchanged, &callers, &carried);
                 if let SwapOutcome::Done { changed: true, .. } = &outcome {

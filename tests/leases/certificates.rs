@@ -66,7 +66,7 @@ async fn certificate_is_issued_anew_before_it_ends() {
     case.mounted(&volume, &objects).await;
     let distinct = watch(&case, &volume, Duration::from_secs(24)).await;
     let issued = case.done("issue/app");
-    // At about two thirds of fifteen seconds each.
+    // At about six tenths of fifteen seconds each.
     assert!((3..=5).contains(&distinct) && issued.abs_diff(distinct) <= 1, "{distinct} of {issued}");
     assert_eq!(case.logins(), 1);
     case.unmount(&volume);

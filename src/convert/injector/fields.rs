@@ -145,7 +145,7 @@ pub const ANNOTATIONS: &[Annotation] = &[
     both(carried("template-static-secret-render-interval", "`refreshInterval` of every object")),
     both(ignored(
         "template-lease-renewal-threshold",
-        "a lease is renewed at two thirds of its life, a certificate replaced then",
+        "a lease is renewed before the last third of its life, a certificate replaced then",
     )),
     both(ignored(
         "template-config-exit-on-retry-failure",

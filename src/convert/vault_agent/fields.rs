@@ -98,7 +98,7 @@ pub const FIELDS: &[Field] = &[
     ),
     ignored(
         "template_config.lease_renewal_threshold",
-        "a lease is renewed at two thirds of its life, a certificate replaced then",
+        "a lease is renewed before the last third of its life, a certificate replaced then",
     ),
     ignored("template_config.max_connections_per_host", "requests share few connections"),
     carried("env_template", "`exec.envTemplates`"),

@@ -103,7 +103,7 @@ impl Node {
         while let Some(action) = self.core.poll_action() {
             let event = match action {
                 Action::Perform(op, _, request) => Some(self.perform(op, request)),
-                Action::Render(plan, _) => {
+                Action::Render(plan, ..) => {
                     Some(Event::Rendered(plan, Ok(vec![("db".into(), self.leases.to_string())])))
                 }
                 Action::Answer { answer, deliver, report, .. } => {

@@ -156,7 +156,8 @@ pub(crate) fn simulate(shape: Shape) -> Load {
     let limit = back + 2 * HOUR;
     while fleet.now < limit && !load.converged {
         fleet.run(fleet.now + Duration::from_secs(5));
-        load.converged = fleet.healthy();
+        // Pods that start meanwhile are part of it.
+        load.converged = fleet.now >= back + ARRIVING && fleet.healthy();
     }
     load.recovery = fleet.offered.clone();
     load.recovered = fleet.served.clone();

@@ -11,7 +11,7 @@ use crate::{
         Event, Lifecycle,
         message::{Action, CallId, Lane, Mount, Note, OpId, PlanId, Request, SwapOutcome, TokenTimes},
         session::{Session, SessionId},
-        volume::{Mode, Volume},
+        volume::{Mode, Need, Volume},
     },
     lifecycle::{failure::MountFailure, key::VolumeKey},
     spec::{DependencyId, Object, VolumeSpec},
@@ -120,6 +120,17 @@ impl Node {
     /// Whether a new process would find this token.
     pub(crate) fn recorded(&self, token: u64) -> bool {
         self.journal.iter().flat_map(|journal| journal.sessions.values()).any(|(_, held)| *held == token)
+    }
+
+    /// Whether a new process would find this lease.
+    pub(crate) fn recorded_lease(&self, lease: &str) -> bool {
+        let volumes = self.journal.iter().flat_map(|journal| journal.volumes.values());
+        volumes.map(|(volume, ..)| volume).any(|volume| {
+            let got = volume.attempt.iter().flat_map(|attempt| attempt.needs.values());
+            let got = got.filter_map(|need| if let Need::Got(known) = need { Some(known) } else { None });
+            let installed = volume.installed.iter().flat_map(|installed| installed.dependencies.values());
+            got.chain(installed).any(|known| known.lease.as_ref().is_some_and(|(known, _)| known == lease))
+        })
     }
 
     /// The process dies; what it held in memory is gone.
@@ -337,7 +348,10 @@ impl Node {
                     self.plans.entry(plan).or_default().values.insert(id, value.clone());
                 }
             }
-            Action::Render(plan, spec) => {
+            Action::Render(plan, spec, got) => {
+                if let Some(held) = self.plans.get_mut(&plan) {
+                    held.values.retain(|id, _| got.contains(id));
+                }
                 let result = self.render(&plan, &spec);
                 self.feed(Event::Rendered(plan, result), now);
             }

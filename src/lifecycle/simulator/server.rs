@@ -281,6 +281,13 @@ impl Server {
         }
     }
 
+    /// Nobody knows a lease: it ends with its session.
+    pub(crate) fn forsake_lease(&mut self, id: &str) {
+        if let Some(lease) = self.leases.get_mut(&Self::lease_number(id)) {
+            lease.orphan = true;
+        }
+    }
+
     /// The answer to a request will not arrive: what it made belongs to nobody.
     pub(crate) fn orphan(&mut self, call: Option<&Call>, outcome: &Outcome) {
         match outcome {
@@ -292,9 +299,7 @@ impl Server {
                     }
                 }
                 Some(Call::RenewLease(_, lease)) => {
-                    if let Some(lease) = self.leases.get_mut(&Self::lease_number(lease)) {
-                        lease.orphan = true;
-                    }
+                    self.forsake_lease(lease);
                 }
                 _ => {}
             },
@@ -304,9 +309,7 @@ impl Server {
                 }
             }
             Outcome::Fetched(Ok((Fetched { lease: Some(lease), .. }, _))) => {
-                if let Some(lease) = self.leases.get_mut(&Self::lease_number(&lease.id)) {
-                    lease.orphan = true;
-                }
+                self.forsake_lease(&lease.id);
             }
             _ => {}
         }

@@ -23,7 +23,7 @@ use crate::{
         writer::{self, RootMtime, WriteError, WriteRequest},
     },
     render::{Rendered, render},
-    spec::{Object, VolumeSpec},
+    spec::{DependencyId, Object, VolumeSpec},
     volume::{Change, DriverFile, MountAnswer, MountFailure, VolumeKey},
 };
 
@@ -35,9 +35,9 @@ pub(super) type RenderOutcome = Result<Rendered, String>;
 
 impl<B: SecretBackend> Worker<B> {
     /// Renders at once what is quickly done, and beside the worker what is not.
-    pub(super) fn render(&mut self, plan: PlanId, spec: Arc<VolumeSpec>) {
+    pub(super) fn render(&mut self, plan: PlanId, spec: Arc<VolumeSpec>, got: &[DependencyId]) {
         let costly = spec.is_costly();
-        let values = self.holdings.read_set(&plan);
+        let values = self.holdings.read_set(&plan, got);
         // Until it is kept or discarded: what comes back for a plan without a place is dropped.
         self.holdings.plans.entry(plan.clone()).or_default();
         let key = self.digest_key.clone();
