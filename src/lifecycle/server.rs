@@ -32,12 +32,14 @@ const LAST_CALL: Duration = Duration::from_secs(10);
 /// times no more dies in a minute than is renewed in one.
 const LAST_MINUTE: Duration = Duration::from_secs(60);
 /// A paced request that has to wait looks again within so many intervals: there are many of them.
-const TURNS: u32 = 4;
+const TURNS: u32 = 8;
 
 /// After an outage of an hour or more the first requests of a node are so far apart: 5,000 nodes are then no
 /// more than what one small server can take of the dearest kind.
 const FIRST: Duration = Duration::from_secs(12);
-/// Requests are never farther apart.
+/// Where a queue slows them down: the others slow down too, and who went further would be the last by far.
+const SLOW: Duration = Duration::from_secs(24);
+/// Requests are never farther apart, whatever the server is asked for.
 const SLOWEST: Duration = Duration::from_secs(60);
 /// Closer together, pacing has no effect left.
 const FASTEST: Duration = Duration::from_millis(50);
@@ -60,7 +62,8 @@ impl Pacing {
         if took <= PROMPT {
             self.interval = self.interval * 3 / 4;
         } else if took >= QUEUED {
-            self.interval = (self.interval * 3 / 2).min(SLOWEST);
+            let limit = if took >= OVERLOADED { SLOWEST } else { SLOW };
+            self.interval = (self.interval * 3 / 2).min(limit).max(self.interval);
         }
     }
 }
