@@ -370,7 +370,11 @@ impl Agent {
             }
             Err(error) => {
                 let mut reason = format!("{error:#}").replace('\n', "; ");
-                if reason.contains("Permission denied") {
+                let refused = |cause: &(dyn std::error::Error + 'static)| {
+                    let cause = cause.downcast_ref::<std::io::Error>();
+                    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::PermissionDenied)
+                };
+                if error.chain().any(refused) {
                     reason.push_str(CONFINED);
                 }
                 error!(reason, "the configuration changed and cannot be used: the old one goes on");
