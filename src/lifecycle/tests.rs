@@ -474,7 +474,7 @@ fn a_reboot_orphans_what_was_given_out_for_its_ttl() {
         world.pod(&pod(&["database/creds/hour", "secret/data/a"]));
     }
     world.fault(HOUR, Fault::Reboot(MINUTE));
-    run(&mut world, HOUR + 10 * MINUTE);
+    run(&mut world, HOUR + 5 * MINUTE);
     assert!((0..3).all(|pod| alive(&world, pod)));
     assert_eq!(world.server.live_tokens(world.now).count(), 6, "three of them nobody's");
     run(&mut world, HOUR + 25 * MINUTE);

@@ -358,7 +358,7 @@ impl Ground {
         std::fs::write(pod.join("token"), "s.token").unwrap();
         let process = Process::spawn_on(&self.pod, "agent", &[], binary(), |command| {
             // Where a core file of an unconfined one may lie.
-            command.current_dir(&self.folder);
+            command.current_dir(self.folder);
             command.args(["agent", "--config"]).arg(pod.join("config")).args(flags);
             if self.shape == Shape::Supervisor {
                 command.args(["--exec", "--", "sleep", "600"]);
