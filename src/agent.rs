@@ -10,12 +10,12 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 
 use crate::{
-    app::BAD_CONFIG,
     cli::AgentArgs,
     config,
     control::{self, Answer, Request},
     sandbox,
     spec::agent::{AgentFile, OnChange},
+    startup::BAD_CONFIG,
     telemetry,
     volume::Journal,
 };

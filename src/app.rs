@@ -1,13 +1,12 @@
 //! The composition root: builds everything, binds last, runs, drains.
 
-use std::{io, path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::{
-    admin::{self, Admin, Liveness, Readiness},
+    admin::{self, Admin, Liveness},
     agent,
     backend::vault::{Limits, VaultBackend},
     cli::{Cli, Command},
@@ -16,24 +15,18 @@ use crate::{
     config::Config,
     control::{self, About, Control, Status, Teller},
     kubernetes::{self, Cluster, PodReader, Recorder, TokenRequests},
-    metrics::Metrics,
-    projection::mounts::MountTable,
     provider::{
         Edge, Mounter, Node,
         sightings::{self, Sightings},
     },
     sandbox,
     spec::Connection,
+    startup::{Reporting, Signals, missing_propagation, ownership, swap},
     telemetry,
     volume::{Journal, JournalError, Observer, Settings, Targets, Transition, VolumeManager},
 };
 
-pub(crate) mod ownership;
 mod reach;
-pub(crate) mod swap;
-
-/// A command line or a configuration that makes no sense: EX_USAGE of sysexits.h.
-pub const BAD_CONFIG: u8 = 64;
 
 /// How long calls in flight may go on after SIGTERM: a pod has 30 s until SIGKILL.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -100,15 +93,6 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             ended
         }
     }
-}
-
-/// The parts that every room of the process reports to.
-#[derive(Clone, Debug, Default)]
-pub struct Reporting {
-    /// Counters.
-    pub metrics: Arc<Metrics>,
-    /// What stands between the process and a Mount.
-    pub readiness: Arc<Readiness>,
 }
 
 async fn provider(config: Config, reporting: Reporting, may_chown: bool) -> anyhow::Result<ExitCode> {
@@ -296,49 +280,9 @@ async fn start_volumes(
     Ok(VolumeManager::start(settings, backend, journal, Arc::clone(&reporting.metrics)))
 }
 
-/// Why the host's mounts do not reach this process, so that the driver has to write the files.
-pub(crate) fn missing_propagation(kubelet_root: &Path) -> Option<String> {
-    let pods = kubelet_root.join("pods");
-    let table = MountTable::read().ok()?;
-    let propagates = pods.is_dir() && table.covering(&pods).is_some_and(|entry| entry.propagates());
-    (!propagates).then(|| {
-        format!(
-            "no mount propagation at {}: every volume is driver-written (files change only with the driver's \
-             next call, unmounts are not seen, fileOwner is refused); mount the kubelet's pods folder as hostPath \
-             with mountPropagation HostToContainer",
-            pods.display()
-        )
-    })
-}
-
 fn mounter(manager: VolumeManager) -> Mounter {
     Arc::new(move |command| {
         let manager = manager.clone();
         Box::pin(async move { manager.mount(command).await })
     })
-}
-
-/// SIGTERM and SIGINT.
-#[derive(Debug)]
-pub struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    /// From now on the signals no longer end the process by themselves. Must be called within a runtime.
-    ///
-    /// # Errors
-    /// When the handlers cannot be installed.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    /// Waits for either.
-    pub async fn terminated(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }

@@ -9,10 +9,10 @@ use std::{
 use anyhow::Context;
 
 use crate::{
-    app::BAD_CONFIG,
     check::UNKNOWN_ADDRESS,
     cli::TenancyArgs,
     config::{ConfigError, Tenancy},
+    startup::BAD_CONFIG,
     telemetry,
 };
 

@@ -30,6 +30,7 @@ pub mod render;
 pub mod sandbox;
 pub mod secret;
 pub mod spec;
+pub mod startup;
 pub mod telemetry;
 pub mod template;
 pub mod volume;

@@ -9,6 +9,7 @@ use clap::Parser;
 use leasehold::{
     app,
     cli::{self, Cli},
+    startup,
 };
 
 /// Wipes what libraries free: buffers of requests and answers hold tokens and secrets.
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
             let failed = error.use_stderr();
             return match error.print() {
                 Ok(()) if !failed => ExitCode::SUCCESS,
-                _ => ExitCode::from(app::BAD_CONFIG),
+                _ => ExitCode::from(startup::BAD_CONFIG),
             };
         }
     };

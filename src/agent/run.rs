@@ -29,12 +29,12 @@ use super::{
 };
 use crate::{
     admin::{self, Admin},
-    app::Reporting,
     backend::vault::{Limits, VaultBackend},
     clock::wall_now,
     control::Control,
     sandbox::{Confinement, seccomp::Profile},
     spec::agent::AgentFile,
+    startup::Reporting,
     volume::{
         Change, Journal, MountFailure, Settings as Engine, Targets, VolumeKey, VolumeManager, VolumeReport,
     },

@@ -17,13 +17,13 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use serde::Serialize;
 
 use crate::{
-    app::{self, ownership, swap},
     backend::vault::{Limits, Probe, ServerState, VaultBackend},
     cli::{DoctorArgs, DoctorFormat},
     clock::wall_now,
     control::{self, Answer, Request, Server, Status},
     provider::{listener::SHADOWING_FOLDER, sightings::Driver},
     spec::{ApiPath, ProviderName},
+    startup::{self, ownership, swap},
 };
 
 /// A certificate that ends sooner is told of.
@@ -267,7 +267,7 @@ fn sockets(report: &mut Report, sockets: &[PathBuf]) {
 
 fn propagation(report: &mut Report, kubelet_root: &Path) {
     // Told of by the agent already, where it is missing.
-    if app::missing_propagation(kubelet_root).is_none() {
+    if startup::missing_propagation(kubelet_root).is_none() {
         let pods = kubelet_root.join("pods");
         report.ok("propagation", format!("the node's mounts below {} are seen here", pods.display()));
     }

@@ -16,7 +16,6 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 
 use crate::{
-    app::Signals,
     backend::{
         BackendError, Credential, FailureClass, Grant, RequestContext, Secret, SecretBackend as _,
         SecretBody,
@@ -28,6 +27,7 @@ use crate::{
     provider::token::{self, Tokens},
     secret::SecretString,
     spec::{ApiPath, DependencyId, PodIdentity, SecretRequest, VolumeSpec, object::Generator},
+    startup::Signals,
     template::PodContext,
 };
 

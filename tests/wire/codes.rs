@@ -5,10 +5,10 @@ use std::time::Instant;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use leasehold::{
-    app::Signals,
     backend::Credential,
     provider::proto::csi_driver_provider_server::{CsiDriverProvider, CsiDriverProviderServer},
     secret::SecretBytes,
+    startup::Signals,
     telemetry::{LogConfig, LogFormat},
     volume::{DriverFile, FailureKind},
 };
