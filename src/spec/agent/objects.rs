@@ -104,14 +104,15 @@ impl Reader<'_> {
             Defaults { auth_mount: auth.method.as_str().to_owned(), ..self.around.defaults.clone() };
         let collected =
             parameters::collect_around(ProviderName::Leasehold, &attributes, objects, mode, &defaults);
-        self.warnings.extend(collected.warnings.iter().map(ToString::to_string));
+        // The object's own message has its line.
+        let file = self.file.as_deref();
+        let located = |line: Option<u64>, text: String| match file {
+            Some(file) if line.is_some() => format!("{file}: {text}"),
+            _ => text,
+        };
+        self.warnings.extend(collected.warnings.iter().map(|it| located(it.line, it.to_string())));
         for error in collected.errors {
-            // The object's own message has its line.
-            let reason = in_our_words(&error.to_string());
-            let reason = match &self.file {
-                Some(file) if error.line().is_some() => format!("{file}: {reason}"),
-                _ => reason,
-            };
+            let reason = located(error.line(), in_our_words(&error.to_string()));
             let found = Problem { line: None, reason };
             if !self.problems.contains(&found) {
                 self.problems.push(found);

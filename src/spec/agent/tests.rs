@@ -183,6 +183,13 @@ fn files_of_a_folder_are_one_together() {
             "b: object \"a\" (line 2, column 72): template: there is no function x",
         ]
     );
+    let strange =
+        "folders:\n- {path: /b, objects: [{objectName: a, secretPath: b, secretKey: c, passwordKey: d}]}\n";
+    let warnings = parse(&texts(strange.into()), &around).unwrap().warnings;
+    assert_eq!(
+        warnings,
+        ["b: object \"a\" (line 2): passwordKey is ignored without format: pkcs12 or format: jks"]
+    );
 }
 
 /// Templates in the file itself: in a list, in a text with a list, and of the environment.
