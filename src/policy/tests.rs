@@ -287,7 +287,6 @@ fn mistakes_in_a_file_name_the_line() {
         ("rules:\n  - namespaces: [a]\n    vaultNamespaces: ['']", 2, "reaches every other one"),
         ("rules:\n  - namespaces: [a]\n    vaultNamespaces: [root]", 2, "reaches every other one"),
         ("rules:\n  - namespaces: [a]\n    namespaces: [b]", 3, "twice"),
-        ("rules:\n  - &a {namespaces: [a]}\n  - <<: *a", 3, "merge keys"),
         ("rules: [", 1, "not valid YAML"),
     ] {
         let error = Policy::from_yaml(text, baseline()).unwrap_err();

@@ -285,16 +285,18 @@ impl<'s> Reader<'s> {
 
     fn map(&mut self, depth: usize) -> Result<Kind, YamlError> {
         let mut entries = Vec::new();
+        let mut merged = None;
         let mut seen = BTreeSet::new();
         loop {
             let (event, span) = self.next()?;
             let line = span.start.line() as u64;
             if matches!(event, Event::MappingEnd) {
+                if let Some(merged) = merged {
+                    merge(&mut entries, &mut seen, merged)?;
+                }
                 return Ok(Kind::Map(entries));
             }
-            if matches!(&event, Event::Scalar(text, ScalarStyle::Plain, ..) if text == "<<") {
-                return Err(YamlError::at(line, "merge keys (<<) are not supported, write the fields out"));
-            }
+            let merges = matches!(&event, Event::Scalar(text, ScalarStyle::Plain, ..) if text == "<<");
             let key = self.node(event, span, depth + 1)?;
             let Some(name) = key.as_text().filter(|_| !matches!(key.kind, Kind::Null)) else {
                 return Err(YamlError::at(line, format!("a key is {}, expected text", key.describe())));
@@ -306,9 +308,41 @@ impl<'s> Reader<'s> {
                 ));
             }
             let (event, span) = self.next()?;
-            entries.push((key, self.node(event, span, depth + 1)?));
+            let value = self.node(event, span, depth + 1)?;
+            if merges {
+                merged = Some(value);
+            } else {
+                entries.push((key, value));
+            }
         }
     }
+}
+
+/// Adds what a merge key brings: a mapping, or several of which the first that has a key gives it. A key that the
+/// mapping has itself stays, wherever the merge key stands.
+fn merge(
+    entries: &mut Vec<(Node, Node)>,
+    seen: &mut BTreeSet<String>,
+    merged: Node,
+) -> Result<(), YamlError> {
+    let line = merged.line;
+    let several = match merged.kind {
+        Kind::List(items) => items,
+        _ => vec![merged],
+    };
+    for node in several {
+        let Kind::Map(more) = node.kind else {
+            let reason =
+                format!("the merge key (<<) is {}, expected a mapping or a list of them", node.describe());
+            return Err(YamlError::at(line, reason));
+        };
+        for (key, value) in more {
+            if seen.insert(key.as_text().unwrap_or_default().to_owned()) {
+                entries.push((key, value));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn explain(error: &ScanError) -> YamlError {

@@ -64,7 +64,8 @@ fn lines_and_spellings_are_kept() {
 fn what_go_refuses_or_we_do_not_read_names_the_line() {
     for (source, line, says) in [
         ("a: 1\na: 2", 2, "twice"),
-        ("a: &x {b: 1}\nc:\n  <<: *x", 3, "merge keys"),
+        ("a: &x [b]\nc:\n  <<: *x", 3, "the merge key (<<) is text, expected a mapping"),
+        ("a: &x {b: 1}\nc:\n  <<: *x\n  <<: *x", 4, "the key \"<<\" is given twice"),
         ("a: [1, 2", 1, "not valid YAML: "),
         ("a: !!binary aGk=", 1, "tag"),
         ("a: !include /etc/passwd", 1, "tag"),
@@ -78,6 +79,23 @@ fn what_go_refuses_or_we_do_not_read_names_the_line() {
         assert_eq!(error.line, Some(line), "{source}: {error}");
         assert!(error.message.contains(says), "{source}: {error}");
         assert!(error.message.len() > "not valid YAML: ".len(), "the parser's texts are compiled in");
+    }
+}
+
+/// As yaml.v3 merges: what is written stays, of several the first wins, and a quoted `<<` is a key as any other.
+#[test]
+fn merge_keys_add_what_is_not_there() {
+    let base = "x: &x {a: 1, b: 2}\ny: &y {b: 3, c: 4}\nz:\n";
+    for (given, expected) in [
+        ("  <<: *x\n  b: 9", r#"{"a":1,"b":9}"#),
+        ("  b: 9\n  <<: *x", r#"{"a":1,"b":9}"#),
+        ("  <<: [*x, *y]", r#"{"a":1,"b":2,"c":4}"#),
+        ("  <<: {d: 5}\n  a: 0", r#"{"a":0,"d":5}"#),
+        ("  \"<<\": *x", r#"{"<<":{"a":1,"b":2}}"#),
+        ("  q: &q {<<: *y, c: 0}\n  <<: *q", r#"{"b":3,"c":0,"q":{"b":3,"c":0}}"#),
+    ] {
+        let node = Node::parse(&format!("{base}{given}\n")).unwrap();
+        assert_eq!(node.get("z").unwrap().to_json().to_string(), expected, "{given}");
     }
 }
 
