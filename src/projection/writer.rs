@@ -227,7 +227,15 @@ pub fn write(request: WriteRequest<'_>) -> Result<Swap, WriteError> {
     // The driver's RemoveAll takes files from under us as well: its errors are not ours to report.
     let outcome = burst(&target, &request, &layout).or_else(|error| {
         check_previous(&target, &request)?;
-        Err(error)
+        Err(match error {
+            // In the order of names it may come to what is being made first.
+            WriteError::Io { source, path, .. }
+                if request.previous.is_some() && source.kind() == io::ErrorKind::NotFound =>
+            {
+                WriteError::BeingUnpublished { path }
+            }
+            error => error,
+        })
     });
     // What a failed pass made and removed again has moved the clock as well.
     let (mtime, touched) =

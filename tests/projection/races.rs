@@ -23,7 +23,7 @@ use rand::RngExt;
 
 use crate::{
     driver,
-    stage::{Stage, Writer, become_provider, cycles, eventually, mount_tmpfs, payload, tree, umount},
+    stage::{Stage, Writer, become_provider, cycles, eventually, mount_tmpfs, names, payload, tree, umount},
 };
 
 fn spin(time: Duration) {
@@ -188,6 +188,55 @@ fn unmount_never_blocked() {
         // A burst that the scheduler interrupts can meet one; the kubelet's retry, 500 ms later, never does.
         assert!(refused < count / 4, "{refused} of {count} refused");
         assert!(waited < Duration::from_millis(500), "an unmount waited {waited:?}");
+    });
+}
+
+/// The driver removes in the order of names, and a new version's may come before the old one's: what is being made is
+/// then gone while the old content is still there.
+#[test]
+fn what_is_removed_as_it_is_made_is_being_unpublished() {
+    Stage::run(|stage| {
+        let target = stage.volume("app");
+        let writer = Writer::of(&target);
+        let (stop, mut met) = (AtomicBool::new(false), 0);
+        std::thread::scope(|scope| {
+            let driver = scope.spawn(|| {
+                while !stop.load(Ordering::Acquire) {
+                    let versions = names(&target).into_iter().filter(|name| name.starts_with("..2"));
+                    let current = fs::read_link(target.join("..data")).unwrap_or_default();
+                    for made in versions.filter(|name| Path::new(name) != current) {
+                        let _may_be_gone = fs::remove_dir_all(target.join(made));
+                    }
+                }
+            });
+            let mut last = None;
+            let mut wrong = None;
+            for number in 0..cycles(20_000) / 20 {
+                // Many files: most removals come while they are being written.
+                let files: Vec<_> = (0..100).map(|file| (format!("f{file}"), number.to_string())).collect();
+                let files: Vec<_> = files.iter().map(|(name, text)| (name.as_str(), text)).collect();
+                let files = payload(&files);
+                match writer.write(&files, last.as_deref()) {
+                    Ok(swap) => last = Some(swap.version_dir),
+                    Err(WriteError::BeingUnpublished { .. }) => {
+                        met += 1;
+                        last = None;
+                    }
+                    // Nothing is known of a content that could be removed.
+                    Err(WriteError::Io { source, .. })
+                        if last.is_none() && source.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) => {
+                        wrong = Some(error);
+                        break;
+                    }
+                }
+            }
+            stop.store(true, Ordering::Release);
+            driver.join().unwrap();
+            assert!(wrong.is_none(), "{wrong:?}");
+        });
+        println!("{met} writes met a removal");
+        assert!(met > 0, "no race");
     });
 }
 
