@@ -347,10 +347,14 @@ impl Lifecycle {
         self.last_id
     }
 
-    fn perform(&mut self, op: Op, lane: Lane, request: Request) -> OpId {
+    /// `address`: of the server that is asked.
+    fn perform(&mut self, op: Op, lane: Lane, request: Request, address: &str, now: BootTime) -> OpId {
         let id = OpId(self.fresh_id());
         self.ops.insert(id, op);
         self.actions.push_back(Action::Perform(id, lane, request));
+        if lane == Lane::Background {
+            self.sent(address, id, now);
+        }
         id
     }
 

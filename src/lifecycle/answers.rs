@@ -13,7 +13,7 @@ use super::{
     passes,
     renewal::Term,
     session::SessionId,
-    volume::{Dependency, Need, Phase, Volume},
+    volume::{Dependency, Installed, Need, Phase, Volume},
 };
 use crate::{
     backend::{BackendError, FailureClass},
@@ -48,9 +48,8 @@ impl Lifecycle {
                 joined.then(|| PlanId { key: key.clone(), serial: volume.serial, plan: attempt.plan })
             })
             .collect();
-        self.need_answered(op, plan, id, session, result.clone(), now);
-        for other in others {
-            self.need_answered(op, other, id, session, result.clone(), now);
+        for plan in std::iter::once(plan).chain(others) {
+            self.need_answered(op, plan, id, session, result.clone(), now);
         }
     }
 
@@ -201,10 +200,8 @@ impl Lifecycle {
         if shared {
             self.shared.insert(identity, fresh);
         }
-        let leased =
-            self.volumes.get(key).and_then(|volume| volume.installed.as_ref()).is_some_and(|installed| {
-                installed.dependencies.values().any(|dependency| dependency.lease.is_some())
-            });
+        let installed = self.volumes.get(key).and_then(|volume| volume.installed.as_ref());
+        let leased = installed.is_some_and(Installed::has_lease);
         if class == FailureClass::LeaseGone
             && !leased
             && let Some(record) = self.sessions.get_mut(&fresh)
@@ -242,7 +239,7 @@ impl Lifecycle {
         fetched: Fetched,
         now: BootTime,
     ) -> Dependency {
-        let jitter = u32::try_from(self.jitter.next_u64() % 1001).unwrap_or(0);
+        let jitter = self.jitter.thousandths();
         let volume = &self.volumes[key];
         let spec = volume
             .attempt

@@ -311,8 +311,7 @@ impl Lifecycle {
             }
             return;
         }
-        let lives_in = volume.installed.as_ref().and_then(|installed| self.sessions.get(&installed.session));
-        let ends = installed_ends(volume, lives_in);
+        let ends = self.installed_ends(volume);
         let Some(record) = self.sessions.get(&session) else { return };
         let address = record.identity.connection.address.clone();
         match record.state {
@@ -360,14 +359,19 @@ impl Lifecycle {
                         continue;
                     }
                     let request = Request::Fetch { session, request: Arc::clone(request) };
-                    let op = self.perform(Op::Need(plan.clone(), id, session), lane, request);
-                    if lane == Lane::Background {
-                        self.sent(&address, op, now);
-                    }
+                    let op = Op::Need(plan.clone(), id, session);
+                    let op = self.perform(op, lane, request, &address, now);
                     self.set_need(key, id, Need::InFlight(op));
                 }
             }
         }
+    }
+
+    /// When the first of a volume's credentials ends.
+    pub(super) fn installed_ends(&self, volume: &Volume) -> Option<BootTime> {
+        let installed = volume.installed.as_ref()?;
+        let session = self.sessions.get(&installed.session);
+        installed.dependencies.values().filter_map(|known| ends_in(known, session)).min()
     }
 
     /// The request in flight for another mount of a shared session whose answer is as good for this one.
@@ -575,12 +579,6 @@ fn dead(known: &Dependency, session: Option<&Session>, now: BootTime) -> bool {
 pub(super) fn ends_in(dependency: &Dependency, session: Option<&Session>) -> Option<BootTime> {
     let session = session.filter(|_| dependency.lease.is_some()).and_then(Session::ends);
     dependency.ends().into_iter().chain(session).min()
-}
-
-/// When the first of a volume's credentials ends. `session`: the one they live in.
-fn installed_ends(volume: &Volume, session: Option<&Session>) -> Option<BootTime> {
-    let installed = volume.installed.iter().flat_map(|installed| installed.dependencies.values());
-    installed.filter_map(|known| ends_in(known, session)).min()
 }
 
 fn identity_of(volume: &Volume, spec: &VolumeSpec) -> Identity {

@@ -22,6 +22,11 @@ impl Jitter {
         mixed ^ (mixed >> 31)
     }
 
+    /// A number in 0..=1000.
+    pub fn thousandths(&mut self) -> u32 {
+        u32::try_from(self.next_u64() % 1001).unwrap_or(0)
+    }
+
     /// A duration in `[low, high]`, to the millisecond.
     pub fn between(&mut self, low: Duration, high: Duration) -> Duration {
         let span = u64::try_from(high.saturating_sub(low).as_millis()).unwrap_or(u64::MAX);

@@ -10,7 +10,7 @@ use super::{
     message::{Action, Fetched, Lane, Note, OpId, PlanId, Request},
     session::{Session, SessionId},
     upkeep::{BUSY, kept_true},
-    volume::{Dependency, Need, Reason},
+    volume::{Dependency, Installed, Need, Reason},
 };
 use crate::{
     backend::{BackendError, FailureClass},
@@ -42,8 +42,7 @@ impl Lifecycle {
             return;
         }
         if !record.can_ask(now) {
-            let until = self.after_busy(&address, now);
-            self.delay_dependency(key, id, until);
+            self.delay_behind_work(key, id, &address, now);
             return;
         }
         if lane == Lane::Background
@@ -54,10 +53,7 @@ impl Lifecycle {
         }
         let peers = self.peers(key, id);
         let check = Check { asker: key.clone(), serial, id, session, peers: peers.clone() };
-        let op = self.perform(Op::Check(check), lane, Request::Fetch { session, request });
-        if lane == Lane::Background {
-            self.sent(&address, op, now);
-        }
+        let op = self.perform(Op::Check(check), lane, Request::Fetch { session, request }, &address, now);
         for peer in &peers {
             if let Some(known) = self.installed_dependency(peer, id) {
                 known.op = Some(op);
@@ -184,7 +180,7 @@ impl Lifecycle {
             self.delay_dependency(key, id, now + BUSY);
             return None;
         }
-        let jitter = if asker { u32::try_from(self.jitter.next_u64() % 1001).unwrap_or(0) } else { 0 };
+        let jitter = if asker { self.jitter.thousandths() } else { 0 };
         let installed = self.volumes.get_mut(key)?.installed.as_mut()?;
         let session = installed.session;
         let dependency = installed.dependencies.get_mut(&id)?;
@@ -263,9 +259,10 @@ impl Lifecycle {
         let old = record.term.is_some_and(|term| term.since + OLD_SESSION < now);
         let waits = record.wait_until.is_some_and(|until| now < until);
         let leased = record.users.iter().any(|key| {
-            self.volumes.get(key).and_then(|volume| volume.installed.as_ref()).is_some_and(|installed| {
-                installed.dependencies.values().any(|dependency| dependency.lease.is_some())
-            })
+            self.volumes
+                .get(key)
+                .and_then(|volume| volume.installed.as_ref())
+                .is_some_and(Installed::has_lease)
         });
         if old && !waits && !leased && record.is_live() && !record.lost {
             self.hand_over(session, "a read was refused", now);

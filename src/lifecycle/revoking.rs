@@ -212,9 +212,8 @@ impl Lifecycle {
         for (lease, ends) in due {
             let step = self.admit(address, None, now).map(|()| {
                 let request = Request::RevokeLease(id, lease.clone());
-                let op = self.perform(Op::RevokeLease(id, lease.clone(), ends), Lane::Background, request);
-                self.sent(address, op, now);
-                op
+                let op = Op::RevokeLease(id, lease.clone(), ends);
+                self.perform(op, Lane::Background, request, address, now)
             });
             let record = self.sessions.get_mut(&id);
             let owed = record.and_then(|record| record.owed.iter_mut().find(|owed| owed.lease == lease));

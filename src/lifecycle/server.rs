@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::{
     Lifecycle,
     backoff::{Backoff, Pace},
+    key::VolumeKey,
     message::OpId,
     session::SessionId,
     upkeep::BUSY,
@@ -16,6 +17,7 @@ use super::{
 use crate::{
     backend::{BackendError, FailureClass},
     clock::BootTime,
+    spec::DependencyId,
 };
 
 /// Failures in a row, of any request, after which a server counts as out: one broken path alone, beside
@@ -134,15 +136,22 @@ impl Lifecycle {
         Err(last.map_or(until, |at| until.min(at)))
     }
 
-    /// When upkeep that waits for other work on the same volume or session looks again: in an outage that work
-    /// comes to no end either.
-    pub(super) fn after_busy(&mut self, address: &str, now: BootTime) -> BootTime {
+    /// Puts upkeep off that waits for other work on the same volume or session: in an outage that work comes to no
+    /// end either.
+    pub(super) fn delay_behind_work(
+        &mut self,
+        key: &VolumeKey,
+        id: DependencyId,
+        address: &str,
+        now: BootTime,
+    ) {
         let out =
             self.servers.get(address).and_then(|server| Some((server.closed_until?, server.spread(now))));
-        match out {
+        let until = match out {
             Some((until, spread)) => until.max(now) + self.jitter.between(BUSY, spread),
             None => now + BUSY,
-        }
+        };
+        self.delay_dependency(key, id, until);
     }
 
     /// Notes that upkeep's request `op` was made: it may find out whether a server is back, and the next one

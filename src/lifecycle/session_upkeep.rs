@@ -34,7 +34,7 @@ impl Lifecycle {
         result: Result<Renewed, BackendError>,
         now: BootTime,
     ) {
-        let jitter = u32::try_from(self.jitter.next_u64() % 1001).unwrap_or(0);
+        let jitter = self.jitter.thousandths();
         let Some(record) = self.sessions.get_mut(&id) else { return };
         if !record.is_live() {
             return;
@@ -108,10 +108,10 @@ impl Lifecycle {
     pub(super) fn leased_user(&self, id: SessionId) -> Option<VolumeKey> {
         let mut users = self.sessions.get(&id)?.users.iter();
         let leased = users.find(|key| {
-            self.volumes.get(*key).and_then(|volume| volume.installed.as_ref()).is_some_and(|installed| {
-                installed.session == id
-                    && installed.dependencies.values().any(|dependency| dependency.lease.is_some())
-            })
+            self.volumes
+                .get(*key)
+                .and_then(|volume| volume.installed.as_ref())
+                .is_some_and(|installed| installed.session == id && installed.has_lease())
         });
         leased.cloned()
     }
@@ -213,12 +213,9 @@ impl Lifecycle {
                 } else if at <= now && !blocked {
                     match self.admit(&address, None, now) {
                         Ok(()) => {
-                            let op = self.perform(
-                                Op::RevokeSession(id),
-                                Lane::Background,
-                                Request::RevokeSession(id),
-                            );
-                            self.sent(&address, op, now);
+                            let request = Request::RevokeSession(id);
+                            let op = Op::RevokeSession(id);
+                            let op = self.perform(op, Lane::Background, request, &address, now);
                             if let Some(record) = self.sessions.get_mut(&id) {
                                 record.op = Some(op);
                             }
@@ -258,8 +255,8 @@ impl Lifecycle {
         match step {
             Step::Renew => match self.admit(address, ends, now) {
                 Ok(()) => {
-                    let op = self.perform(Op::RenewSession(id), Lane::Background, Request::RenewSession(id));
-                    self.sent(address, op, now);
+                    let request = Request::RenewSession(id);
+                    let op = self.perform(Op::RenewSession(id), Lane::Background, request, address, now);
                     if let Some(record) = self.sessions.get_mut(&id) {
                         record.op = Some(op);
                     }

@@ -32,11 +32,8 @@ impl Lifecycle {
             return;
         };
         let address = connection.address.clone();
-        let op =
-            self.perform(Op::Login(id), lane, Request::Login { session: id, connection, login, token_of });
-        if lane == Lane::Background {
-            self.sent(&address, op, now);
-        }
+        let request = Request::Login { session: id, connection, login, token_of };
+        let op = self.perform(Op::Login(id), lane, request, &address, now);
         if let Some(record) = self.sessions.get_mut(&id) {
             record.state = SessionState::New(Some(op));
         }
@@ -99,7 +96,7 @@ impl Lifecycle {
         let Some(Op::Login(id)) = self.ops.remove(&op) else { return };
         let sent = result.as_ref().map(|(_, since)| Some(*since));
         self.observe(id, op, sent, now);
-        let jitter = u32::try_from(self.jitter.next_u64() % 1001).unwrap_or(0);
+        let jitter = self.jitter.thousandths();
         let Some(record) = self.sessions.get_mut(&id) else { return };
         self.dirty_sessions.insert(id);
         match result {

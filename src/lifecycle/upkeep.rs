@@ -63,13 +63,7 @@ impl Lifecycle {
         let session = volume.installed.as_ref().map(|installed| installed.session);
         self.abandon(key, "Mounts stopped coming", now);
         let volume = &self.volumes[key];
-        let leases = volume.installed.iter().flat_map(|installed| installed.dependencies.values());
-        let term = session.and_then(|id| self.sessions.get(&id)).and_then(|record| record.term);
-        let leased = leases.clone().any(|dependency| dependency.lease.is_some());
-        // Without leases nothing in the files ends with the session.
-        let session_ends = term.filter(|term| leased && !term.ttl.is_zero()).map(super::renewal::Term::ends);
-        let dies = leases.filter_map(|known| known.ends()).chain(session_ends).min();
-        let dies = dies.map(|at| now.until(at));
+        let dies = self.installed_ends(volume).map(|at| now.until(at));
         self.note(Some(key), Note::Silent { after: limit, dies });
         self.dirty_volumes.insert(key.clone());
         if let Some(session) = session {
@@ -136,10 +130,7 @@ impl Lifecycle {
         match decision.step {
             // An attempt that fails for long, such as an edit that names nothing, must not let a lease die.
             Step::Renew if !overdue => self.renew_lease(key, id, session, &address, now),
-            _ if working => {
-                let until = self.after_busy(&address, now);
-                self.delay_dependency(key, id, until);
-            }
+            _ if working => self.delay_behind_work(key, id, &address, now),
             Step::Renew => self.replace(key, id, "renewing it kept failing", now),
             Step::Replace => self.replace(key, id, decision.why, now),
             Step::Check => self.check(key, id, Lane::Background, now),
@@ -155,8 +146,7 @@ impl Lifecycle {
         now: BootTime,
     ) {
         if !self.sessions.get(&session).is_some_and(|record| record.can_ask(now)) {
-            let until = self.after_busy(address, now);
-            self.delay_dependency(key, id, until);
+            self.delay_behind_work(key, id, address, now);
             return;
         }
         let Some(volume) = self.volumes.get(key) else { return };
@@ -172,8 +162,8 @@ impl Lifecycle {
             return;
         }
         let request = Request::RenewLease(session, lease.clone());
-        let op = self.perform(Op::RenewLease(key.clone(), serial, id, lease), Lane::Background, request);
-        self.sent(address, op, now);
+        let op = Op::RenewLease(key.clone(), serial, id, lease);
+        let op = self.perform(op, Lane::Background, request, address, now);
         if let Some(dependency) = self.installed_dependency(key, id) {
             dependency.op = Some(op);
         }
@@ -188,7 +178,7 @@ impl Lifecycle {
         result: Result<Renewed, BackendError>,
         now: BootTime,
     ) {
-        let jitter = u32::try_from(self.jitter.next_u64() % 1001).unwrap_or(0);
+        let jitter = self.jitter.thousandths();
         let Some(volume) = self.volumes.get(&key).filter(|volume| volume.serial == serial) else { return };
         let Some(installed) = &volume.installed else { return };
         let address = installed.spec.connection.address.clone();
@@ -266,8 +256,7 @@ impl Lifecycle {
             !matches!(attempt.needs.get(&id), Some(Need::Reuse | Need::Carried) | None)
         });
         if waits || (!joins && !self.make_room(key, true, now)) {
-            let until = self.after_busy(&address, now);
-            self.delay_dependency(key, id, until);
+            self.delay_behind_work(key, id, &address, now);
             return;
         }
         let Some(volume) = self.volumes.get(key) else { return };

@@ -172,6 +172,13 @@ pub struct Installed {
     pub at: BootTime,
 }
 
+impl Installed {
+    /// Whether a lease is among its answers, which ends with its session.
+    pub fn has_lease(&self) -> bool {
+        self.dependencies.values().any(|dependency| dependency.lease.is_some())
+    }
+}
+
 /// Why an attempt was started.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Reason {

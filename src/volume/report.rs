@@ -73,10 +73,13 @@ pub struct NextReport {
     pub what: String,
 }
 
-pub(super) fn report(core: &Lifecycle, unmanaged: &BTreeSet<VolumeKey>, now: BootTime) -> Vec<VolumeReport> {
+pub(super) fn report<'a>(
+    core: &Lifecycle,
+    unmanaged: impl Iterator<Item = &'a VolumeKey>,
+    now: BootTime,
+) -> Vec<VolumeReport> {
     let mut reports: Vec<VolumeReport> =
         core.volumes().iter().map(|(key, volume)| managed(core, key, volume, now)).collect();
-    let unmanaged = unmanaged.iter().filter(|key| !core.volumes().contains_key(key));
     reports.extend(unmanaged.map(|key| VolumeReport {
         target: key.to_string(),
         mode: "unmanaged".into(),

@@ -297,7 +297,7 @@ impl<B: SecretBackend> Worker<B> {
                 self.guard("the release", None, |worker| worker.core.release(now));
             }
             Command::List(reply) => {
-                let _ = reply.send(report::report(&self.core, &self.unmanaged, boot_now()));
+                let _ = reply.send(report::report(&self.core, self.unmanaged(), boot_now()));
             }
             Command::Ping(reply) => {
                 let _ = reply.send(());
@@ -523,6 +523,11 @@ impl<B: SecretBackend> Worker<B> {
         }
     }
 
+    /// Volumes that nobody manages now.
+    fn unmanaged(&self) -> impl Iterator<Item = &VolumeKey> {
+        self.unmanaged.iter().filter(|key| !self.core.volumes().contains_key(key))
+    }
+
     /// Brings the gauges level.
     fn publish(&mut self) {
         let (foreground, background) = self.queue.depth();
@@ -530,8 +535,7 @@ impl<B: SecretBackend> Worker<B> {
         self.metrics.queued(Lane::Background, background);
         if self.gauges_at.is_some_and(|at| at <= Instant::now()) {
             self.gauges_at = None;
-            let unmanaged = self.unmanaged.iter().filter(|key| !self.core.volumes().contains_key(key));
-            self.metrics.observed(gauges::snapshot(&self.core, unmanaged.count(), boot_now()));
+            self.metrics.observed(gauges::snapshot(&self.core, self.unmanaged().count(), boot_now()));
         }
     }
 

@@ -82,6 +82,8 @@ impl<B: SecretBackend> Worker<B> {
             }
         };
         let topmost = table.topmost();
+        let is_mounted =
+            |key: &VolumeKey| topmost.get(key.path().as_os_str()).is_some_and(|entry| entry.is_tmpfs());
         let mut gone = Vec::new();
         let mut left = Vec::new();
         for (key, volume) in self.core.volumes() {
@@ -93,12 +95,11 @@ impl<B: SecretBackend> Worker<B> {
                 if !pod.exists() {
                     left.push(key.clone());
                 }
-            } else if !topmost.get(key.path().as_os_str()).is_some_and(|entry| entry.is_tmpfs()) {
+            } else if !is_mounted(key) {
                 gone.push(key.clone());
             }
         }
-        self.unmanaged
-            .retain(|key| topmost.get(key.path().as_os_str()).is_some_and(|entry| entry.is_tmpfs()));
+        self.unmanaged.retain(is_mounted);
         self.gauges_at.get_or_insert_with(|| Instant::now() + GAUGES);
         for key in gone {
             self.feed(Event::Unmounted(key));
